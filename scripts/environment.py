@@ -130,13 +130,14 @@ def create_venv(venv: Path) -> None:
 
 
 def works(venv: Path) -> bool:
-    """Whether the environment runs, has pip, and was made at this very path with a Python that we support."""
-    program = "import sys, pip; print(sys.prefix, sys.version_info >= (3, 11))"
+    """Whether the environment runs with a Python that we support, and its commands were made for this very path."""
+    program = "import sys, pip; sys.exit(sys.version_info < (3, 11))"
     try:
-        found = subprocess.run([str(python_of(venv)), "-c", program], check=False, capture_output=True, text=True)
+        found = subprocess.run([str(python_of(venv)), "-c", program], check=False, capture_output=True)
+        command = (venv / "bin" / "pip").read_text(encoding="utf-8")
     except OSError:
         return False
-    return found.returncode == 0 and found.stdout.strip() == f"{venv} True"
+    return found.returncode == 0 and str(venv) in command
 
 
 def pip_install(venv: Path, arguments: list[str], started: float) -> None:
@@ -193,7 +194,7 @@ class Progress:
             self._doing = " ".join(["fetching", words[1].rpartition("/")[2], *words[2:4]])
         elif words[0] == "Building":
             self._doing = line.strip()
-        elif line.startswith("Installing collected packages"):
+        elif line.startswith("Installing collected packages") and "," in line:
             self._doing = f"unpacking {line.count(',') + 1} packages"
             self._say()
 
