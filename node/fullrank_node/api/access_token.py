@@ -1,0 +1,59 @@
+"""The secret that every control call carries: drawn at each start of the daemon, readable by the owner alone."""
+
+import secrets
+import stat
+from pathlib import Path
+
+from fullrank_node.errors import ExitCode, NodeError
+from fullrank_node.files import write_atomically
+
+TOKEN_BYTES = 32
+"""Too many to guess, whoever may reach the socket."""
+
+METADATA_KEY = "authorization"
+
+
+def create_token(path: Path) -> str:
+    """Draws a fresh token and writes it to `path` (0600), replacing the one of an earlier daemon.
+
+    Raises:
+        NodeError: The disk is full.
+    """
+    token = secrets.token_hex(TOKEN_BYTES)
+    write_atomically(path, token.encode("ascii"), mode=0o600)
+    return token
+
+
+def read_token(path: Path) -> str:
+    """Reads the running daemon's token.
+
+    Raises:
+        NodeError: The file is missing, not ours to read, or readable by others.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        token = path.read_text(encoding="ascii", errors="replace").strip()
+    except FileNotFoundError as error:
+        raise NodeError(
+            f"the daemon's token {path} is gone",
+            hint="Stop the daemon and start it again: it then writes a new one.",
+            exit_code=ExitCode.PERMISSION,
+        ) from error
+    except PermissionError as error:
+        raise NodeError(
+            f"the daemon's token {path} cannot be read by this user",
+            hint="Run as the user who started the daemon.",
+            exit_code=ExitCode.PERMISSION,
+        ) from error
+    if mode & 0o077:
+        raise NodeError(
+            f"the daemon's token {path} can be read by others (mode {mode:04o}, required 0600)",
+            hint=f"chmod 600 {path}, and restart the daemon so that it draws a new one.",
+            exit_code=ExitCode.PERMISSION,
+        )
+    return token
+
+
+def metadata(token: str) -> tuple[tuple[str, str], ...]:
+    """Call metadata that carries the token."""
+    return ((METADATA_KEY, f"Bearer {token}"),)
