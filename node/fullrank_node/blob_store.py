@@ -1,0 +1,285 @@
+"""Blobs on disk: files named by their content, whole or resumable, never half-trusted (protocol section 10).
+
+A blob `<id>` is a file of that name; the SHA-256 of each of its chunks lies beside it in `<id>.chunks`,
+which is written first. `<id>.partial` is a download under way: what it holds is hashed again when it
+is opened, so a kill costs at most the chunk being written. Big blobs belong into a thread
+(`asyncio.to_thread`): every method here blocks while it reads, hashes or writes.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from fullrank_node.files import (
+    disk_errors,
+    fsync_directory,
+    remove_temporary_files,
+    temporary_path,
+    write_atomically,
+)
+from fullrank_protocol.blob import BlobRef, blob_id, check_chunk, check_header
+from fullrank_protocol.limits import CHUNK_BYTES
+
+_HASH_BYTES = 32
+_CHUNKS_SUFFIX = ".chunks"
+_PARTIAL_SUFFIX = ".partial"
+
+
+class BlobStore:
+    """The blobs of one node, in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        """Opens `directory` (made when missing) and removes what a killed process left half-written."""
+        self.directory = directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        remove_temporary_files(directory)
+        names = {path.name for path in directory.iterdir()}
+        for name in names:
+            if name.endswith(_CHUNKS_SUFFIX):
+                stem = name.removesuffix(_CHUNKS_SUFFIX)
+                if stem not in names and stem + _PARTIAL_SUFFIX not in names:
+                    (directory / name).unlink(missing_ok=True)
+
+    def path(self, blob_id: bytes) -> Path:
+        """Where the blob lies once it is whole."""
+        return self.directory / blob_id.hex()
+
+    def has(self, blob_id: bytes) -> bool:
+        """Whether the whole blob is here."""
+        return self.path(blob_id).is_file()
+
+    def ids(self) -> list[bytes]:
+        """All whole blobs, ascending."""
+        names = (path.name for path in self.directory.iterdir())
+        return sorted(bytes.fromhex(name) for name in names if len(name) == 2 * _HASH_BYTES)
+
+    def total_bytes(self) -> int:
+        """Bytes taken by blobs and by downloads under way."""
+        return sum(path.stat().st_size for path in self.directory.iterdir())
+
+    def put_bytes(self, data: bytes) -> BlobRef:
+        """Stores `data`; durable when this returns.
+
+        Raises:
+            NodeError: The disk is full.
+        """
+        temporary = temporary_path(self.directory)
+        with disk_errors(self.directory):
+            try:
+                with temporary.open("xb") as file:
+                    file.write(data)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        return self.put_file(temporary)
+
+    def put_file(self, path: Path) -> BlobRef:
+        """Moves the file at `path` in; durable when this returns, and `path` is gone.
+
+        Raises:
+            NodeError: The disk is full; the file is still at `path`.
+        """
+        num_bytes, hashes = _hash_file(path)
+        ref = BlobRef(id=blob_id(num_bytes, hashes), num_bytes=num_bytes)
+        if self.has(ref.id):
+            path.unlink()
+            return ref
+        with disk_errors(self.directory):
+            try:
+                self._finish(path, ref, hashes)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                self._finish(_copy(path, temporary_path(self.directory)), ref, hashes)
+                path.unlink()
+        self._partial(ref.id).unlink(missing_ok=True)
+        return ref
+
+    def header(self, blob_id: bytes) -> tuple[int, list[bytes]]:
+        """Length in bytes and the SHA-256 of each chunk.
+
+        Raises:
+            KeyError: The blob is not here.
+        """
+        try:
+            return self.path(blob_id).stat().st_size, self._read_hashes(blob_id)
+        except FileNotFoundError as error:
+            raise KeyError(blob_id.hex()) from error
+
+    def read_chunk(self, blob_id: bytes, index: int) -> bytes:
+        """One chunk, checked against its hash: a node never serves what its disk has spoilt.
+
+        Raises:
+            KeyError: The blob is not here, or its file was damaged; a damaged one is deleted, to be fetched again.
+            IndexError: The blob has no such chunk.
+        """
+        _, hashes = self.header(blob_id)
+        if not 0 <= index < len(hashes):
+            raise IndexError(f"chunk {index} of {len(hashes)}")
+        try:
+            with self.path(blob_id).open("rb") as file:
+                file.seek(index * CHUNK_BYTES)
+                data = file.read(CHUNK_BYTES)
+        except FileNotFoundError as error:
+            raise KeyError(blob_id.hex()) from error
+        if hashlib.sha256(data).digest() != hashes[index]:
+            self.delete(blob_id)
+            raise KeyError(f"{blob_id.hex()}: chunk {index} was damaged on disk")
+        return data
+
+    def read(self, blob_id: bytes) -> bytes:
+        """The whole blob, each chunk checked; for small blobs.
+
+        Raises:
+            KeyError: The blob is not here, or was damaged.
+        """
+        _, hashes = self.header(blob_id)
+        return b"".join(self.read_chunk(blob_id, index) for index in range(len(hashes)))
+
+    def writer(self, ref: BlobRef, chunk_sha256s: Sequence[bytes]) -> "BlobWriter":
+        """Starts or resumes a download. Two writers of one blob do no harm: both write the same bytes.
+
+        Raises:
+            RejectError: Length and hashes are not those of `ref` (rule BLOB).
+            NodeError: The disk is full.
+        """
+        check_header(ref, ref.num_bytes, chunk_sha256s)
+        hashes = list(chunk_sha256s)
+        if not self.has(ref.id):
+            self._write_hashes(ref.id, hashes)
+        return BlobWriter(self, ref, hashes)
+
+    def delete(self, blob_id: bytes) -> None:
+        """Forgets the blob and any download of it."""
+        self.path(blob_id).unlink(missing_ok=True)
+        self._partial(blob_id).unlink(missing_ok=True)
+        self._chunks(blob_id).unlink(missing_ok=True)
+
+    def _partial(self, blob_id: bytes) -> Path:
+        return self.directory / (blob_id.hex() + _PARTIAL_SUFFIX)
+
+    def _chunks(self, blob_id: bytes) -> Path:
+        return self.directory / (blob_id.hex() + _CHUNKS_SUFFIX)
+
+    def _read_hashes(self, blob_id: bytes) -> list[bytes]:
+        data = self._chunks(blob_id).read_bytes()
+        return [data[at : at + _HASH_BYTES] for at in range(0, len(data), _HASH_BYTES)]
+
+    def _write_hashes(self, blob_id: bytes, hashes: Sequence[bytes]) -> None:
+        path = self._chunks(blob_id)
+        if not path.is_file():
+            write_atomically(path, b"".join(hashes))
+
+    def _finish(self, source: Path, ref: BlobRef, hashes: Sequence[bytes]) -> None:
+        """Gives a whole file its name, once its bytes and its hashes are durable."""
+        with source.open("rb") as file:
+            os.fsync(file.fileno())
+        self._write_hashes(ref.id, hashes)
+        source.replace(self.path(ref.id))
+        fsync_directory(self.directory)
+
+
+class BlobWriter:
+    """A download under way: chunks in any order, each checked before it is written."""
+
+    def __init__(self, store: BlobStore, ref: BlobRef, chunk_sha256s: list[bytes]) -> None:
+        self.ref = ref
+        self._store = store
+        self._hashes = chunk_sha256s
+        self._missing: set[int] = set()
+        self._file: int | None = None
+        if store.has(ref.id):
+            return
+        with disk_errors(store.directory):
+            self._file = os.open(store._partial(ref.id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if os.fstat(self._file).st_size > ref.num_bytes:
+                os.ftruncate(self._file, ref.num_bytes)
+        for index, expected in enumerate(chunk_sha256s):
+            data = os.pread(self._file, CHUNK_BYTES, index * CHUNK_BYTES)
+            if hashlib.sha256(data).digest() != expected:
+                self._missing.add(index)
+
+    def __enter__(self) -> "BlobWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def missing(self) -> list[int]:
+        """Indices of the chunks still to come, ascending."""
+        return sorted(self._missing)
+
+    def write_chunk(self, index: int, data: bytes) -> None:
+        """Takes one chunk; one that is here already is left alone.
+
+        Raises:
+            RejectError: No such chunk, or not its bytes: the sender is to blame (rule BLOB).
+            NodeError: The disk is full.
+        """
+        check_chunk(self.ref, self._hashes, index, data)
+        if index not in self._missing:
+            return
+        if self._file is None:
+            raise ValueError("the writer is closed")
+        with disk_errors(self._store.directory):
+            _write_all(self._file, data, index * CHUNK_BYTES)
+        self._missing.discard(index)
+
+    def finish(self) -> BlobRef:
+        """Makes the blob whole and durable, and closes the writer.
+
+        Raises:
+            ValueError: Chunks are missing.
+            NodeError: The disk is full.
+        """
+        if self._missing:
+            raise ValueError(f"{len(self._missing)} of {len(self._hashes)} chunks are missing")
+        if self._file is not None:
+            with disk_errors(self._store.directory):
+                try:
+                    self._store._finish(self._store._partial(self.ref.id), self.ref, self._hashes)
+                except FileNotFoundError:
+                    # Another writer of the same blob was first: the bytes are the same.
+                    if not self._store.has(self.ref.id):
+                        raise
+        self.close()
+        return self.ref
+
+    def close(self) -> None:
+        """Lets go of the partial file; a later writer goes on from it."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _hash_file(path: Path) -> tuple[int, list[bytes]]:
+    hashes: list[bytes] = []
+    num_bytes = 0
+    with path.open("rb") as file:
+        while data := file.read(CHUNK_BYTES):
+            hashes.append(hashlib.sha256(data).digest())
+            num_bytes += len(data)
+    return num_bytes, hashes
+
+
+def _copy(path: Path, target: Path) -> Path:
+    """Copies `path` here from another file system."""
+    try:
+        shutil.copyfile(path, target)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    return target
+
+
+def _write_all(file: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written
