@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from fullrank_node.blob_store import BlobStore
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_protocol.blob import BlobRef, blob_ref, chunk_hashes

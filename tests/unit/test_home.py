@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.files import TEMP_SUFFIX, remove_temporary_files, write_atomically
 from fullrank_node.home import MAX_SOCKET_PATH_BYTES, SOCKET_NAME, Home, RunInfo

@@ -4,6 +4,7 @@ import stat
 from pathlib import Path
 
 import pytest
+
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.identity_file import create_identity, libp2p_path, load_identity
 
