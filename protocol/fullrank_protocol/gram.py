@@ -4,45 +4,23 @@
     s_k * s_l * 2^(e_k + e_l) * (B_k . B_l) * (A_k . A_l)
 
 No dense product is formed. B_k . B_l and A_k . A_l come out of float64 matrix products of integers, exact in any
-order (partial sums below 2^53). Their product stays below 2^63; it is split into two 32-bit limbs, and the limbs
-are summed in int64, separately for each e_k + e_l. The sum is joined in Python integers and rounded once.
+order: partial sums stay below 127^2 * MAX_ELEMENTS < 2^49. Their product stays below 127^4 * MAX_ELEMENTS < 2^63;
+it is split into limbs of 32 bits, which times s_k * s_l are below 2^40, and of which at most MAX_RANK^2 = 2^20 are
+summed in int64 before a carry, separately for each e_k + e_l. The limbs are joined in Python integers and the sum
+is rounded once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from fullrank_protocol.errors import RejectError, Rule
-from fullrank_protocol.parts import KIND_LINEAR, LARGEST, Components, Delta, ModuleShape, components
+from fullrank_protocol.parts import Components, Delta, ModuleShape, components
 
 Int64Array = npt.NDArray[np.int64]
 
-MAX_PRODUCT_FEATURES = (1 << 63) // LARGEST**4
-"""Most out_features * in_features of a linear module (about 2^35): (B_k . B_l) * (A_k . A_l) fits int64."""
-
-MAX_DENSE_FEATURES = (1 << 53) // LARGEST**2
-"""Most entries of a dense module (about 2^39): its inner product is exact in float64."""
-
-MAX_PAIR_COMPONENTS = 1 << 22
-"""Most components of i times components of j in one module: their limbs, below 2^40 each, sum up within int64."""
-
 _LIMB_BITS = 32
-
-
-def check_modules(modules: Iterable[ModuleShape], *, max_rank: int) -> None:
-    """Check that inner products over `modules` stay within exact arithmetic.
-
-    Raises:
-        RejectError: SHAPE or RANK.
-    """
-    if max_rank * max_rank > MAX_PAIR_COMPONENTS:
-        raise RejectError(Rule.RANK, f"found a maximum rank of {max_rank}, required at most 2048")
-    for module in modules:
-        elements = module.out_features * module.in_features
-        most = MAX_PRODUCT_FEATURES if module.kind == KIND_LINEAR else MAX_DENSE_FEATURES
-        if elements > most:
-            raise RejectError(Rule.SHAPE, f"{module.name}: found {elements} elements, required at most {most}")
 
 
 def gram(deltas: Sequence[Delta], modules: Sequence[ModuleShape]) -> list[list[float]]:
@@ -53,7 +31,7 @@ def gram(deltas: Sequence[Delta], modules: Sequence[ModuleShape]) -> list[list[f
 
     Args:
         deltas: Valid, with every seeded A drawn.
-        modules: The genesis' modules, within `check_modules`.
+        modules: The genesis'.
 
     Returns:
         A symmetric matrix; permuting `deltas` permutes it.

@@ -103,8 +103,8 @@ MAX_DIMENSIONS = 8
 MAX_FEATURES = 1 << 24
 """One side of an adapted matrix; vocabularies stay below 2^19."""
 
-MAX_ELEMENTS = 1 << 36
-"""Elements of one tensor: 256 GiB as float32."""
+MAX_ELEMENTS = 1 << 35
+"""Elements of one tensor: 128 GiB as float32. Times 127^4 they stay within int64, as exact inner products need."""
 
 MAX_BASE_FILES = 1024
 """Configuration and tokenizer files, or weight files, of a base model."""
@@ -113,7 +113,7 @@ MAX_SMALL_FILE_BYTES = 256 << 20
 """One configuration or tokenizer file; the largest tokenizers take about 35 MB."""
 
 MAX_RANK = 1024
-"""Components of one contribution for one module that any genesis may allow."""
+"""Components of one contribution for one module that any genesis may allow. Its square times 2^40 fits int64."""
 
 MAX_DELTA_BYTES = 16 << 30
 """Largest encoded delta that any genesis may allow."""

@@ -12,6 +12,7 @@ Legend of array names: O = out_features, I = in_features, R = components kept, T
 # ruff: noqa: N815  (attributes named like the arrays that they hold)
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -183,7 +184,7 @@ def apply_tile(tile: Float32Array, plan: ModulePlan, rows: slice) -> Float32Arra
     if tile.dtype != np.float32 or tile.reshape(len(tile), -1).shape != (len(B_TR), plan.A_RI.shape[1]):
         raise ValueError(f"{plan.module}: found a tile of {tile.dtype} {tile.shape} for rows {rows}")
     steps_TI = (B_TR.astype(np.float64) * plan.coefficient_R) @ plan.A_RI.astype(np.float64)
-    steps_TI *= 2.0**plan.grid_exponent
+    steps_TI *= math.ldexp(1.0, plan.grid_exponent)
     steps_TI += tile.reshape(steps_TI.shape)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         new = steps_TI.astype(np.float32)
