@@ -1,0 +1,97 @@
+"""The node daemon: builds the parts, owns the loop, and takes everything down again.
+
+One asyncio loop holds the network, the control service and the round machine's runner. Arithmetic
+happens in the worker, training in the trainer, both child processes that end with this one.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from fullrank_node.child import ChildProcess
+from fullrank_node.clock import SystemClock
+from fullrank_node.config import Config, load_config
+from fullrank_node.errors import ExitCode, NodeError
+from fullrank_node.home import Home, RunInfo
+
+log = logging.getLogger(__name__)
+
+LOG_BYTES = 8 << 20
+"""Size at which the log file is rotated; one older file is kept."""
+
+
+async def run(home: Home, config: Config) -> None:
+    """Run the node of a home until it is told to stop (signal, or the control service).
+
+    Raises:
+        NodeError: The node cannot start or go on.
+    """
+    from fullrank_node.node import Node
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    with home.locked():
+        async with _children(config) as (worker, trainer):
+            node = Node(home=home, config=config, clock=SystemClock(), worker=worker, trainer=trainer, stop=stop)
+            await node.run()
+
+
+@contextlib.asynccontextmanager
+async def _children(config: Config) -> AsyncIterator[tuple[ChildProcess, ChildProcess]]:
+    from fullrank_node.training.hardware import fair_threads
+
+    threads = config.train.threads or config.limits.cpu_threads or fair_threads()
+    environment = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    worker = ChildProcess("fullrank_node.worker", environment=environment, nice=config.limits.nice)
+    trainer = ChildProcess("fullrank_node.training.trainer", environment=environment, nice=config.limits.nice)
+    async with worker, trainer:
+        yield worker, trainer
+
+
+def announce(home: Home, *, socket: Path, clock_ms: int, pid: int) -> None:
+    """Write down how commands reach this daemon."""
+    home.write_run(RunInfo(pid=pid, socket=str(socket), token_file=str(home.token_file), started_at_ms=clock_ms))
+
+
+def set_up_logging(home: Home, config: Config, *, foreground: bool) -> None:
+    """Log sentences to the home's log file; also to stderr in the foreground."""
+    from logging.handlers import RotatingFileHandler
+
+    home.create()
+    form = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S")
+    handlers: list[logging.Handler] = [RotatingFileHandler(home.log_file, maxBytes=LOG_BYTES, backupCount=1)]
+    if foreground:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    for handler in handlers:
+        handler.setFormatter(form)
+    logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
+    logging.getLogger("fullrank_node").setLevel(config.logging.level.upper())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry of `python -m fullrank_node.daemon --home DIR`."""
+    parser = argparse.ArgumentParser(prog="fullrank-daemon", description=__doc__)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--foreground", action="store_true", help="log to stderr, too")
+    options = parser.parse_args(arguments)
+    home = Home.resolve(options.home)
+    try:
+        config = load_config(home.config_file)
+        set_up_logging(home, config, foreground=options.foreground)
+        asyncio.run(run(home, config))
+    except NodeError as error:
+        log.error("%s %s", error, error.hint)
+        sys.stderr.write(f"error: {error}\n" + (f"{error.hint}\n" if error.hint else ""))
+        return int(error.exit_code)
+    return int(ExitCode.OK)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,398 @@
+"""Feeds events to the round machine and carries its actions out.
+
+The machine decides, the runner does: it signs, stores, sends, fetches, merges and trains, and tells
+the machine what came of it. Everything durable happens before anything leaves: an object is stored
+before it is passed on, a vote is on the platter before its signature exists for anyone else.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol, assert_never
+
+from fullrank_node.chain_log import ChainLog
+from fullrank_node.clock import Clock
+from fullrank_node.errors import NodeError
+from fullrank_node.exchange import Exchange
+from fullrank_node.masters import Masters
+from fullrank_node.merger import Merger, MergeRejectedError
+from fullrank_node.network.interface import BlobUnavailable, Network
+from fullrank_node.store import Store
+from fullrank_protocol import round_io as io
+from fullrank_protocol.checkpoint import Checkpoint
+from fullrank_protocol.contribution import make_contribution
+from fullrank_protocol.envelope import Envelope, seal
+from fullrank_protocol.genesis import Genesis
+from fullrank_protocol.hints import make_announcement
+from fullrank_protocol.identity import SigningKey
+from fullrank_protocol.membership import make_take_up
+from fullrank_protocol.round import step
+from fullrank_protocol.round_state import RoundState
+from fullrank_protocol.vote import make_evidence, make_refusal, make_vote
+from fullrank_protocol.wire import objects_pb2 as wire
+
+log = logging.getLogger(__name__)
+
+MAX_DELTA_FETCHES = 8
+"""Deltas fetched and decoded at a time: enough to fill a home connection, few enough to stay polite."""
+
+TICK_S = 0.1
+"""Time between two looks at the clock; turns and deadlines are met this closely."""
+
+_HINT_KINDS = {
+    wire.CONTRIBUTION: "contribution",
+    wire.VOTE: "vote",
+    wire.ADMISSION: "record",
+    wire.TAKE_UP: "record",
+    wire.LEAVE: "record",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedDelta:
+    """What the trainer made; the blob is in the store already."""
+
+    blob: Any
+    codec: int
+    num_tokens: int
+    num_steps: int
+    loss_first_micro: int
+    loss_last_micro: int
+
+
+class Trainer(Protocol):
+    """The trainer as the runner sees it."""
+
+    async def train(self, request: io.Train, *, manifest: dict[str, str]) -> TrainedDelta | None:
+        """Train until the deadline; None when nothing useful came of it.
+
+        Raises:
+            NodeError: Training failed, with the reason.
+        """
+
+
+class Runner:
+    """One node's life in one swarm."""
+
+    def __init__(
+        self,
+        *,
+        key: SigningKey,
+        genesis: Genesis,
+        state: RoundState,
+        store: Store,
+        merger: Merger,
+        masters: Masters,
+        trainer: Trainer | None,
+        clock: Clock,
+    ) -> None:
+        self.key = key
+        self.genesis = genesis
+        self.state = state
+        self.store = store
+        self.merger = merger
+        self.masters = masters
+        self.trainer = trainer
+        self.clock = clock
+        self.exchange = Exchange(store=store, clock=clock, state=state, feed=self._object_from_peer)
+        self.chain_log = ChainLog(store=store, state=state, key=key.public_key, clock=clock)
+        self.network: Network | None = None
+        self.warnings: dict[str, str] = {}
+        self.on_adopt: list[Callable[[], None]] = []
+        self.on_trained: list[Callable[[], None]] = []
+        self._events: deque[io.Event] = deque()
+        self._draining = False
+        self._group: asyncio.TaskGroup | None = None
+        self._fetches = asyncio.Semaphore(MAX_DELTA_FETCHES)
+        self._training: asyncio.Task[None] | None = None
+
+    def attach(self, network: Network) -> None:
+        """The network, once it exists."""
+        self.network = network
+        self.exchange.attach(network)
+
+    async def run(self) -> None:
+        """Live until cancelled."""
+        assert self.network is not None
+        window_s = self.genesis.timing.slot_window_ms / 1000
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            for vote in self.store.own_votes():
+                await self.network.broadcast([vote])
+            group.create_task(self.exchange.run(interval_s=min(max(window_s / 5, 0.5), 10.0)))
+            group.create_task(self._look_up_hints(interval_s=min(max(window_s / 2, 2.0), 30.0)))
+            while True:
+                self.feed(io.Tick())
+                await asyncio.sleep(TICK_S)
+
+    # ---- events in -------------------------------------------------------------------------------
+
+    def feed(self, event: io.Event) -> None:
+        """Hand an event to the machine and carry out what it asks; actions may cause further events."""
+        self._events.append(event)
+        if self._draining:
+            return
+        self._draining = True
+        try:
+            while self._events:
+                _, actions = step(self.state, self._events.popleft(), self.clock.now_ms())
+                for action in actions:
+                    self._carry_out(action)
+        finally:
+            self._draining = False
+
+    def submit(self, envelope: Envelope) -> None:
+        """Take in an object of our own."""
+        self.feed(io.ObjectReceived(envelope=envelope))
+
+    def stop_training(self) -> None:
+        """End the current training without a contribution."""
+        if self._training is not None:
+            self._training.cancel()
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a delta is in the making."""
+        return self._training is not None
+
+    def _object_from_peer(self, envelope: Envelope, peer: bytes | None) -> None:
+        del peer
+        self.feed(io.ObjectReceived(envelope=envelope))
+
+    # ---- actions out -----------------------------------------------------------------------------
+
+    def _carry_out(self, action: io.Action) -> None:  # noqa: C901  # One flat table.
+        match action:
+            case io.Keep():
+                self._keep(action)
+            case io.Drop():
+                self._drop(action)
+            case io.FetchObjects(ids=ids):
+                self._spawn(self.exchange.fetch(ids))
+            case io.CheckDelta():
+                self._spawn(self._check_delta(action))
+            case io.Merge():
+                self._spawn(self._merge(action))
+            case io.SignCheckpoint(checkpoint=message):
+                self.submit(seal(self.key, swarm=self.genesis.swarm, type=wire.CHECKPOINT, message=message))
+            case io.CastVote():
+                self._cast_vote(action)
+            case io.SignRefusal():
+                log.warning("Checkpoint %s refused: it %s.", action.checkpoint.hex()[:12], action.detail)
+                swarm, checkpoint = self.genesis.swarm, action.checkpoint
+                self.submit(
+                    make_refusal(self.key, swarm=swarm, checkpoint=checkpoint, rule=action.rule, detail=action.detail)
+                )
+            case io.SignEvidence(first=first, second=second):
+                log.warning("Certifier %s broke a voting rule; evidence published.", first.voter.hex()[:12])
+                self.submit(make_evidence(self.key, swarm=self.genesis.swarm, one=first, other=second))
+            case io.SignTakeUp():
+                now_ms = self.clock.now_ms()
+                self.submit(make_take_up(self.key, swarm=self.genesis.swarm, issued_at_ms=now_ms))
+            case io.Verified():
+                self._note_verdict(action)
+            case io.Adopt(head=head):
+                self._adopt(head.checkpoint)
+            case io.Finalised(final=final):
+                self._finalise(final.checkpoint)
+            case io.Train():
+                self._start_training(action)
+            case io.Alarm(ours=ours, theirs=theirs):
+                text = (
+                    f"two conflicting final checkpoints exist: {ours.checkpoint.hex()[:12]} (kept) "
+                    f"and {theirs.checkpoint.hex()[:12]}"
+                )
+                self.warnings["conflict"] = text
+                log.error("%s. This node stops voting and finalising until the root has chosen.", text)
+            case _:
+                assert_never(action)
+
+    def _keep(self, action: io.Keep) -> None:
+        assert self.network is not None
+        envelope = action.envelope
+        self.store.put_object(envelope, slot=action.slot, received_at_ms=self.clock.now_ms())
+        self._spawn(self.network.broadcast([envelope.encode()]))
+        if envelope.type == wire.CONTRIBUTION:
+            self.chain_log.note_contribution(envelope)
+        if envelope.type == wire.ADMISSION and envelope.public_key == self.key.public_key:
+            self.warnings.pop("admission", None)
+        if envelope.public_key != self.key.public_key:
+            return
+        if envelope.type == wire.CHECKPOINT:
+            announcement = make_announcement(
+                self.key,
+                swarm=self.genesis.swarm,
+                object_id=envelope.id,
+                object_type=wire.CHECKPOINT,
+                slot=action.slot,
+                num_bytes=len(envelope.encode()),
+            )
+            self._spawn(self.network.publish("checkpoint", action.slot, announcement))
+        elif (kind := _HINT_KINDS.get(envelope.type)) is not None:
+            self._spawn(self.network.publish(kind, action.slot, envelope))
+
+    def _drop(self, action: io.Drop) -> None:
+        envelope = action.envelope
+        kind = wire.ObjectType.Name(envelope.type).lower()
+        if envelope.public_key == self.key.public_key:
+            log.warning("Our own %s was not taken: it %s.", kind, action.detail)
+            if envelope.type == wire.ADMISSION:
+                self.warnings["admission"] = f"this node was not admitted: {action.detail}"
+        elif action.rule is not None:
+            author = envelope.public_key.hex()[:8]
+            log.warning("%s of %s refused by rule %s: it %s.", kind, author, action.rule.name, action.detail)
+        if envelope.type == wire.CONTRIBUTION:
+            self.chain_log.note_drop(envelope, rule=action.rule, detail=action.detail)
+
+    def _cast_vote(self, action: io.CastVote) -> None:
+        envelope = make_vote(
+            self.key,
+            swarm=self.genesis.swarm,
+            source=action.source.checkpoint,
+            source_slot=action.source.slot,
+            target=action.target.checkpoint,
+            target_slot=action.target.slot,
+        )
+        self.store.record_vote(envelope.encode(), action.target.slot)
+        self.submit(envelope)
+
+    def _note_verdict(self, action: io.Verified) -> None:
+        node = self.state.tree.nodes[action.checkpoint]
+        assert node.checkpoint is not None
+        if action.holds:
+            manifest = self._manifest_after(node.checkpoint, action.key)
+            if manifest is not None:
+                self.store.put_manifest(action.checkpoint, manifest)
+        self.store.set_meta(verdict_key(action.checkpoint), b"\x01" if action.holds else b"\x00")
+
+    def _manifest_after(self, checkpoint: Checkpoint, key: io.MergeKey) -> dict[str, str] | None:
+        if checkpoint.accepted:
+            return self.merger.manifest_of(key)
+        return self.store.manifest(checkpoint.parent)
+
+    def _adopt(self, checkpoint: bytes) -> None:
+        state = self.state.tree.state(checkpoint)
+        manifest = self.store.manifest(checkpoint)
+        if manifest is not None:
+            self.store.set_head(checkpoint, manifest)
+        self.chain_log.note_chain(checkpoint)
+        log.info("Round %d, slot %d: building on %s.", state.round, state.slot, checkpoint.hex()[:12])
+        for callback in self.on_adopt:
+            callback()
+
+    def _finalise(self, checkpoint: bytes) -> None:
+        state = self.state.tree.state(checkpoint)
+        self.store.set_final(checkpoint)
+        log.info("Round %d, slot %d: %s is final.", state.round, state.slot, checkpoint.hex()[:12])
+        self.masters.collect(self.state)
+
+    def _start_training(self, action: io.Train) -> None:
+        if self.trainer is None:
+            self.feed(io.TrainingAllowed(allowed=False))
+            self.feed(io.TrainingEnded(base=action.base.checkpoint, produced=False))
+            return
+        self._training = self._spawn(self._train(action))
+
+    # ---- work --------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        assert self._group is not None, "the runner is not running"
+        return self._group.create_task(work)
+
+    async def _check_delta(self, action: io.CheckDelta) -> None:
+        assert self.network is not None
+        contribution = action.contribution
+        unavailable = io.DeltaUnavailable(contribution_id=contribution.id)
+        async with self._fetches:
+            try:
+                if not self.store.blobs.has(contribution.blob.id):
+                    providers = [contribution.member, *self._proposers_with(contribution.id)]
+                    await self.network.fetch_blob(contribution.blob, providers=providers, blobs=self.store.blobs)
+                rule, detail = await self.merger.check(contribution, base_round=action.base_round)
+            except BlobUnavailable as error:
+                log.info("Delta of %s is not to be had yet: %s", contribution.member.hex()[:8], error)
+                self.feed(unavailable)
+                return
+            except NodeError as error:
+                self.warnings["delta"] = str(error)
+                log.warning("A delta could not be checked here: %s", error)
+                self.feed(unavailable)
+                return
+        self.warnings.pop("delta", None)
+        if rule is not None:
+            log.warning("Delta of %s refused by rule %s: it %s.", contribution.member.hex()[:8], rule.name, detail)
+            self.store.record_verdict(contribution.id, status="refused", rule=rule, detail=detail)
+        self.feed(io.DeltaChecked(contribution_id=contribution.id, rule=rule, detail=detail))
+
+    def _proposers_with(self, contribution_id: bytes) -> list[bytes]:
+        nodes = (self.state.tree.nodes[checkpoint_id] for checkpoint_id in self.state.unverified)
+        return [
+            node.checkpoint.proposer
+            for node in nodes
+            if node.checkpoint is not None
+            and any(accepted.contribution.id == contribution_id for accepted in node.checkpoint.accepted)
+        ]
+
+    async def _merge(self, action: io.Merge) -> None:
+        try:
+            parent = await self.masters.ensure(action.key.parent, self.state)
+            merged = await self.merger.merge(action, parent_manifest=parent)
+        except MergeRejectedError as error:
+            self.feed(io.MergeFailed(key=action.key, rule=error.rule, detail=error.detail))
+        except NodeError as error:
+            self.warnings["merge"] = str(error)
+            log.warning("A merge could not be carried out here: %s", error)
+            self.feed(io.MergeFailed(key=action.key, rule=None, detail=str(error)))
+        else:
+            self.warnings.pop("merge", None)
+            self.feed(merged)
+
+    async def _train(self, action: io.Train) -> None:
+        assert self.trainer is not None
+        produced = False
+        try:
+            manifest = await self.masters.ensure(action.base.checkpoint, self.state)
+            delta = await self.trainer.train(action, manifest=manifest)
+            if delta is not None:
+                self.submit(self._contribution(action, delta))
+                produced = True
+            self.warnings.pop("training", None)
+        except NodeError as error:
+            self.warnings["training"] = f"training failed: {error}"
+            log.warning("Training failed: %s", error)
+        finally:
+            self._training = None
+            self.feed(io.TrainingEnded(base=action.base.checkpoint, produced=produced))
+            for callback in self.on_trained:
+                callback()
+
+    def _contribution(self, action: io.Train, delta: TrainedDelta) -> Envelope:
+        return make_contribution(
+            self.key,
+            swarm=self.genesis.swarm,
+            base_checkpoint=action.base.checkpoint,
+            base_slot=action.base.slot,
+            blob=delta.blob,
+            codec=delta.codec,
+            num_tokens=delta.num_tokens,
+            num_steps=delta.num_steps,
+            loss_first_micro=delta.loss_first_micro,
+            loss_last_micro=delta.loss_last_micro,
+            created_at_ms=self.clock.now_ms(),
+        )
+
+    async def _look_up_hints(self, *, interval_s: float) -> None:
+        """Read the DHT's hints of the newest two slots: objects reach us even from nodes we never met."""
+        while True:
+            await asyncio.sleep(interval_s)
+            slot = self.genesis.slot_at(self.clock.now_ms())
+            for recent in (slot - 1, slot):
+                if recent >= 0:
+                    await self.exchange.look_up(slot=recent)
+
+
+def verdict_key(checkpoint: bytes) -> str:
+    """Name under which the store remembers whether a checkpoint held when it was recomputed here."""
+    return f"verdict:{checkpoint.hex()}"

@@ -1,0 +1,229 @@
+"""Which checkpoint to build on, and what is justified and final for a reader (protocol section 8).
+
+A `Tree` holds every checkpoint of well-formed place that this node knows, and every valid vote,
+carried or loose. Finality is a property of the votes, so a reader counts loose ones too; sources
+and certifier sets always come from the chain (`chain`). Only checkpoints that this node has
+recomputed itself can become its head.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from fullrank_protocol.chain import ChainState, Mark, check_vote, extend, genesis_state, has_quorum, is_ancestor
+from fullrank_protocol.checkpoint import Checkpoint
+from fullrank_protocol.errors import IgnoreError, RejectError, Rule
+from fullrank_protocol.genesis import Genesis
+from fullrank_protocol.vote import Vote, is_offence
+
+
+@dataclass(slots=True)
+class Node:
+    """One checkpoint in the tree.
+
+    Attributes:
+        checkpoint: The signed object; None for the genesis.
+        verdict: None until recomputed here, then whether it held.
+        voters: Certifiers whose valid vote for it is known here.
+    """
+
+    state: ChainState
+    checkpoint: Checkpoint | None
+    verdict: bool | None = None
+    children: list[bytes] = field(default_factory=list)
+    voters: set[bytes] = field(default_factory=set)
+    is_justified: bool = False
+    is_final: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offence:
+    """Two votes of one certifier that break a rule; `first` has the lower id."""
+
+    first: Vote
+    second: Vote
+
+
+class Tree:
+    """Checkpoints and votes as one node knows them."""
+
+    def __init__(self, genesis: Genesis) -> None:
+        self.genesis = genesis
+        root = genesis_state(genesis)
+        self.nodes: dict[bytes, Node] = {
+            root.id: Node(root, None, verdict=True, is_justified=True, is_final=True),
+        }
+        self.root = root
+        self.final: Mark = root.here
+        self.conflict: Mark | None = None
+        self._votes_of: dict[bytes, dict[bytes, Vote]] = {}
+        self._head_cache: ChainState | None = None
+
+    # ---- reading ---------------------------------------------------------------------------------
+
+    def lookup(self, checkpoint: bytes) -> ChainState | None:
+        """State of a known checkpoint."""
+        node = self.nodes.get(checkpoint)
+        return node.state if node is not None else None
+
+    def state(self, checkpoint: bytes) -> ChainState:
+        """State of a checkpoint that must be known."""
+        return self.nodes[checkpoint].state
+
+    def head(self) -> ChainState:
+        """What to build on: from the highest justified descendant of the final one, follow the latest votes."""
+        if self._head_cache is None:
+            self._head_cache = self._find_head()
+        return self._head_cache
+
+    def highest_justified(self) -> ChainState:
+        """The highest justified checkpoint on or above the final one that this node has recomputed."""
+        best = self.state(self.final.checkpoint)
+        for node in self._verified_below(best.id):
+            if node.is_justified and (node.state.slot, best.id) > (best.slot, node.state.id):
+                best = node.state
+        return best
+
+    def chain(self, tip: bytes, *, above_slot: int = -1) -> list[Node]:
+        """The checkpoints from just above `above_slot` up to `tip`, oldest first, without the genesis."""
+        path: list[Node] = []
+        node = self.nodes[tip]
+        while node.checkpoint is not None and node.state.slot > above_slot:
+            path.append(node)
+            node = self.nodes[node.checkpoint.parent]
+        return path[::-1]
+
+    def is_justified(self, checkpoint: bytes) -> bool:
+        """Whether a reader may call it justified."""
+        return self.nodes[checkpoint].is_justified
+
+    def is_final(self, state: ChainState) -> bool:
+        """Whether it is this node's final checkpoint or an ancestor of it."""
+        return is_ancestor(state.here, self.state(self.final.checkpoint), lookup=self.lookup)
+
+    def votes_for(self, checkpoint: bytes) -> list[Vote]:
+        """Valid votes for a target, ascending by id; one a certifier."""
+        voters = self.nodes[checkpoint].voters
+        found = [
+            min((v for v in self._votes_of[voter].values() if v.target == checkpoint), key=lambda vote: vote.id)
+            for voter in voters
+        ]
+        return sorted(found, key=lambda vote: vote.id)
+
+    def missing_voters(self, checkpoint: bytes) -> frozenset[bytes]:
+        """Certifiers that count for a checkpoint and have not voted for it."""
+        node = self.nodes[checkpoint]
+        return (node.state.newest_set | node.state.second_set) - node.voters
+
+    # ---- changing --------------------------------------------------------------------------------
+
+    def add(self, checkpoint: Checkpoint) -> tuple[ChainState, list[Offence]]:
+        """Place a checkpoint whose parent is known, with the votes that it carries.
+
+        Raises:
+            RejectError: It breaks a rule that needs no recomputation.
+            IgnoreError: It is known already, or its parent or a base it names is not known.
+        """
+        if checkpoint.id in self.nodes:
+            raise IgnoreError("is known already")
+        parent = self.nodes.get(checkpoint.parent)
+        if parent is None:
+            raise IgnoreError(f"parent {checkpoint.parent.hex()[:12]} is not known")
+        if parent.verdict is False:
+            raise RejectError(Rule.PARENT, "follows a checkpoint that was refused")
+        state = extend(parent.state, checkpoint, genesis=self.genesis, lookup=self.lookup)
+        self.nodes[checkpoint.id] = Node(state, checkpoint)
+        parent.children.append(checkpoint.id)
+        offences = [offence for vote in checkpoint.votes for offence in self.add_vote(vote)]
+        return state, offences
+
+    def add_vote(self, vote: Vote) -> list[Offence]:
+        """Count a valid vote; returns the offences that it completes.
+
+        Raises:
+            RejectError: The vote does not fit its target.
+            IgnoreError: Its target is not known yet.
+        """
+        node = self.nodes.get(vote.target)
+        if node is None:
+            raise IgnoreError(f"target {vote.target.hex()[:12]} is not known")
+        check_vote(vote, node.state)
+        known = self._votes_of.setdefault(vote.voter, {})
+        if vote.id in known:
+            return []
+        offences = [
+            Offence(first=min(vote, other, key=_vote_id), second=max(vote, other, key=_vote_id))
+            for other in known.values()
+            if is_offence(vote, other)
+        ]
+        known[vote.id] = vote
+        node.voters.add(vote.voter)
+        self._head_cache = None
+        if not node.is_justified and has_quorum(frozenset(node.voters), node.state):
+            node.is_justified = True
+            self._finalise_source_of(node)
+        return offences
+
+    def set_verdict(self, checkpoint: bytes, *, holds: bool) -> None:
+        """Record the outcome of recomputing a checkpoint here; a refused one takes its descendants along."""
+        node = self.nodes[checkpoint]
+        node.verdict = holds
+        self._head_cache = None
+        if not holds:
+            for child in node.children:
+                self.set_verdict(child, holds=False)
+            return
+        for candidate in [node, *(self.nodes[child] for child in node.children)]:
+            if candidate.is_justified:
+                self._finalise_source_of(candidate)
+
+    # ---- inside ----------------------------------------------------------------------------------
+
+    def _finalise_source_of(self, node: Node) -> None:
+        """A justified checkpoint in the slot right after its source makes the source final."""
+        source = node.state.justified
+        if source.slot + 1 != node.state.slot:
+            return
+        source_node = self.nodes[source.checkpoint]
+        source_node.is_final = True
+        if not source_node.verdict or source.slot <= self.final.slot:
+            if source.slot <= self.final.slot and not self.is_final(source_node.state):
+                self.conflict = source
+            return
+        if not is_ancestor(self.final, source_node.state, lookup=self.lookup):
+            self.conflict = source
+            return
+        self.final = source
+        self._head_cache = None
+
+    def _find_head(self) -> ChainState:
+        state = self.highest_justified()
+        certifiers = state.members.certifiers
+        latest = [vote for vote in map(self._latest_vote, certifiers) if vote is not None]
+        support: dict[bytes, int] = {}
+        for vote in latest:
+            for node in self.chain(vote.target, above_slot=state.slot):
+                support[node.state.id] = support.get(node.state.id, 0) + 1
+        while True:
+            children = [c for c in self.nodes[state.id].children if self.nodes[c].verdict]
+            if not children:
+                return state
+            state = self.state(min(children, key=lambda child: (-support.get(child, 0), child)))
+
+    def _latest_vote(self, voter: bytes) -> Vote | None:
+        """The vote with the highest target slot, lowest target id among equals, whatever came first."""
+        votes = self._votes_of.get(voter)
+        if not votes:
+            return None
+        return min(votes.values(), key=lambda vote: (-vote.target_slot, vote.target))
+
+    def _verified_below(self, checkpoint: bytes) -> Iterator[Node]:
+        stack = [checkpoint]
+        while stack:
+            node = self.nodes[stack.pop()]
+            if node.verdict:
+                yield node
+                stack.extend(node.children)
+
+
+def _vote_id(vote: Vote) -> bytes:
+    return vote.id

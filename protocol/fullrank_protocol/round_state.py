@@ -1,0 +1,126 @@
+"""What a node knows and has under way in the round machine (protocol section 5)."""
+
+import enum
+from dataclasses import dataclass, field
+
+from fullrank_protocol.chain import Mark
+from fullrank_protocol.contribution import Contribution
+from fullrank_protocol.envelope import Envelope
+from fullrank_protocol.errors import Rule
+from fullrank_protocol.fork_choice import Tree
+from fullrank_protocol.genesis import Genesis
+from fullrank_protocol.round_io import Merged, MergeKey
+from fullrank_protocol.vote import Evidence, Vote
+
+MAX_PARKED = 4096
+"""Objects kept aside because something they refer to is missing; the oldest go first."""
+
+MAX_CHECKPOINTS_PER_TURN = 4
+"""Checkpoints of one proposer for one slot that are looked at: an honest one makes a single one."""
+
+MAX_CACHED_MERGES = 16
+"""Merge results kept: the head's rivals of a few slots."""
+
+
+class DeltaStatus(enum.Enum):
+    """Where a known contribution stands on this node."""
+
+    WAITING = "waiting"
+    CHECKING = "checking"
+    READY = "ready"
+    REFUSED = "refused"
+    UNAVAILABLE = "unavailable"
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A contribution that a checkpoint may take.
+
+    Attributes:
+        retry_at_ms: When an unavailable blob is asked for again.
+    """
+
+    contribution: Contribution
+    received_at_ms: int
+    status: DeltaStatus = DeltaStatus.WAITING
+    rule: Rule | None = None
+    detail: str = ""
+    retry_at_ms: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Proposal:
+    """A checkpoint that this node is making."""
+
+    slot: int
+    parent: bytes
+    key: MergeKey
+
+
+@dataclass(slots=True, kw_only=True)
+class RoundState:
+    """All that the round machine knows; `step` owns and changes it.
+
+    Attributes:
+        key: This node's public key.
+        base_digest: Model digest of the genesis masters.
+        wants_certify: Take up the certifier role where the grant allows it.
+        trains: The owner has data here and lets the node train.
+        own_votes: Every vote this key ever cast, as far as known here; grows before a signature leaves.
+        known: Ids of objects handled already.
+        parked: Objects that wait for something they refer to, by what they wait for.
+        asked: Objects asked of neighbours, with the time of the next attempt.
+        first_seen_ms: When each checkpoint was placed in the tree here.
+        unverified: Checkpoints in the tree that are not recomputed yet, with when they came.
+        num_in_turn: Checkpoints seen by slot and proposer.
+        records: Membership records that no checkpoint on the head's chain carries yet.
+        merges: Recent merge results.
+        merging: Merges under way, with the time of the next attempt.
+    """
+
+    genesis: Genesis
+    key: bytes
+    base_digest: bytes
+    wants_certify: bool = True
+    trains: bool = True
+    tree: Tree
+    own_votes: dict[bytes, Vote] = field(default_factory=dict)
+    known: set[bytes] = field(default_factory=set)
+    parked: dict[bytes, list[Envelope]] = field(default_factory=dict)
+    num_parked: int = 0
+    asked: dict[bytes, int] = field(default_factory=dict)
+    first_seen_ms: dict[bytes, int] = field(default_factory=dict)
+    unverified: dict[bytes, int] = field(default_factory=dict)
+    num_in_turn: dict[tuple[int, bytes], int] = field(default_factory=dict)
+    candidates: dict[bytes, Candidate] = field(default_factory=dict)
+    records: dict[bytes, Envelope] = field(default_factory=dict)
+    evidence: dict[bytes, Evidence] = field(default_factory=dict)
+    merges: dict[MergeKey, Merged] = field(default_factory=dict)
+    merging: dict[MergeKey, int] = field(default_factory=dict)
+    proposal: Proposal | None = None
+    proposed_slot: int = 0
+    casting: set[bytes] = field(default_factory=set)
+    training: Mark | None = None
+    trained_on: set[bytes] = field(default_factory=set)
+    train_not_before_ms: int = 0
+    adopted: Mark
+    finalised: Mark
+    alarmed: bool = False
+    took_up_slot: int = -1
+
+
+def new_state(
+    genesis: Genesis, *, key: bytes, base_digest: bytes, wants_certify: bool = True, trains: bool = True
+) -> RoundState:
+    """A node that knows nothing but the genesis."""
+    tree = Tree(genesis)
+    return RoundState(
+        genesis=genesis,
+        key=key,
+        base_digest=base_digest,
+        wants_certify=wants_certify,
+        trains=trains,
+        tree=tree,
+        adopted=tree.root.here,
+        finalised=tree.root.here,
+    )

@@ -1,0 +1,81 @@
+"""Swarms that live for some slots in virtual time."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from world import World, key_of, make_genesis
+
+
+def swarm(size: int, *, seed: int = 1) -> World:
+    world = World(make_genesis(founders=size), seed=seed)
+    for number in range(size):
+        world.add(key_of(number))
+    return world
+
+
+def heads(world: World) -> set[bytes]:
+    return {node.state.tree.head().id for node in world.nodes if node.is_up}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+def test_every_slot_gets_a_round_and_the_round_before_it_is_final(size: int) -> None:
+    world = swarm(size)
+    world.run(10)
+    for node in world.nodes:
+        tree = node.state.tree
+        assert tree.head().round >= 8
+        assert tree.head().slot - tree.final.slot <= 2
+        assert len(tree.chain(tree.head().id)[-1].checkpoint.accepted) == size
+        assert not node.alarms
+    assert len({tuple(node.finals[:6]) for node in world.nodes}) == 1
+
+
+def test_a_missing_proposer_is_replaced_by_the_next_in_order() -> None:
+    world = swarm(4)
+    world.run(4)
+    world.nodes[2].kill()
+    world.run(8)
+    up = [node for node in world.nodes if node.is_up]
+    assert all(node.state.tree.head().round >= 9 for node in up)
+    assert all(node.state.tree.final.slot >= 8 for node in up)
+
+
+def test_a_killed_node_goes_on_from_its_disk_without_an_offence() -> None:
+    world = swarm(4)
+    world.run(4)
+    for _ in range(4):
+        world.nodes[1].kill()
+        world.run(1)
+        world.nodes[1].start()
+        world.run(1)
+    world.run(3)
+    assert len(heads(world)) == 1
+    assert not any(node.state.evidence for node in world.nodes)
+    assert world.nodes[1].state.tree.final.slot >= 12
+
+
+def test_both_sides_of_a_partition_go_on_and_agree_after_healing() -> None:
+    world = swarm(4, seed=3)
+    world.run(4)
+    world.partition(world.nodes[:2], world.nodes[2:])
+    world.run(6)
+    assert len(heads(world)) == 2
+    final_before = max(node.state.tree.final.slot for node in world.nodes)
+    world.heal()
+    world.run(10)
+    assert len(heads(world)) == 1
+    assert min(node.state.tree.final.slot for node in world.nodes) > final_before + 6
+    assert not any(node.alarms or node.state.evidence for node in world.nodes)
+
+
+def test_the_same_seed_gives_the_same_history() -> None:
+    def history(seed: int) -> list[bytes]:
+        world = swarm(3, seed=seed)
+        world.run(6)
+        return world.nodes[0].finals
+
+    assert history(5) == history(5)
