@@ -7,9 +7,11 @@ from fullrank_protocol import limits
 from fullrank_protocol.envelope import MAX_BYTES_OF_TYPE, type_name
 from fullrank_protocol.errors import Rule
 from fullrank_protocol.genesis import default_limits, default_rule, default_timing
+from fullrank_protocol.identity import FIELD_PRIME, SMALL_ORDER_Y
 from fullrank_protocol.wire import objects_pb2 as wire
 
 ROOT = Path(__file__).parents[2]
+ROOMS = ("protocol/fullrank_protocol", "node/fullrank_node")
 TEXT = (ROOT / "protocol" / "README.md").read_text(encoding="utf-8")
 
 
@@ -50,6 +52,16 @@ def test_limits_in_the_text_are_those_of_the_code() -> None:
         assert number(value) == getattr(limits, name.strip("`")), name
 
 
+def test_points_of_small_order_in_the_text_are_those_of_the_code() -> None:
+    written = {int(found, 16) for found in re.findall(r"0x[0-9a-f]{64}", section("### Keys"))}
+    assert written == SMALL_ORDER_Y - {0, 1, FIELD_PRIME - 1}
+
+
+def test_domain_tags_in_the_text_are_those_of_the_code() -> None:
+    code = "".join(path.read_text(encoding="utf-8") for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+    assert set(re.findall(r'"(fullrank\.v1\.[a-z-]+)"', TEXT)) == set(re.findall(r'b"(fullrank\.v1\.[a-z-]+)"', code))
+
+
 def test_every_rule_that_the_text_cites_exists() -> None:
     cited = {
         int(found) for group in re.findall(r"\(rules? ([0-9, and]+)\)", TEXT) for found in re.findall(r"\d+", group)
@@ -70,7 +82,7 @@ def test_defaults_in_the_text_are_those_of_the_code() -> None:
 def test_sections_that_the_code_cites_exist() -> None:
     headings = set(re.findall(r"^## (\d+)\.", TEXT, flags=re.MULTILINE))
     assert headings == {str(each) for each in range(1, 15)}
-    for room in ("protocol/fullrank_protocol", "node/fullrank_node"):
+    for room in ROOMS:
         for path in (ROOT / room).rglob("*.py"):
             for group in re.findall(r"protocol sections? ([0-9, to and]+)", path.read_text(encoding="utf-8")):
                 assert set(re.findall(r"\d+", group)) <= headings, path.name
