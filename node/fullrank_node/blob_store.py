@@ -6,6 +6,7 @@ is opened, so a kill costs at most the chunk being written. Big blobs belong int
 (`asyncio.to_thread`): every method here blocks while it reads, hashes or writes.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -13,15 +14,18 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from fullrank_node.files import (
     disk_errors,
     fsync_directory,
     remove_temporary_files,
-    temporary_path,
+    replace_with,
+    temporary_file,
     write_atomically,
 )
-from fullrank_protocol.blob import BlobRef, blob_id, check_chunk, check_header
+from fullrank_protocol.blob import BlobRef, check_chunk, check_header, chunk_hashes
+from fullrank_protocol.blob import blob_id as _blob_id
 from fullrank_protocol.limits import CHUNK_BYTES
 
 _HASH_BYTES = 32
@@ -59,7 +63,11 @@ class BlobStore:
 
     def total_bytes(self) -> int:
         """Bytes taken by blobs and by downloads under way."""
-        return sum(path.stat().st_size for path in self.directory.iterdir())
+        total = 0
+        for path in self.directory.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
 
     def put_bytes(self, data: bytes) -> BlobRef:
         """Stores `data`; durable when this returns.
@@ -67,15 +75,13 @@ class BlobStore:
         Raises:
             NodeError: The disk is full.
         """
-        temporary = temporary_path(self.directory)
-        with disk_errors(self.directory):
-            try:
-                with temporary.open("xb") as file:
-                    file.write(data)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-        return self.put_file(temporary)
+        hashes = chunk_hashes(data)
+        ref = BlobRef(id=_blob_id(len(data), hashes), num_bytes=len(data))
+        if not self.has(ref.id):
+            with temporary_file(self.directory) as file:
+                file.write(data)
+                self._finish(file, ref, hashes)
+        return ref
 
     def put_file(self, path: Path) -> BlobRef:
         """Moves the file at `path` in; durable when this returns, and `path` is gone.
@@ -83,32 +89,29 @@ class BlobStore:
         Raises:
             NodeError: The disk is full; the file is still at `path`.
         """
-        num_bytes, hashes = _hash_file(path)
-        ref = BlobRef(id=blob_id(num_bytes, hashes), num_bytes=num_bytes)
-        if self.has(ref.id):
-            path.unlink()
-            return ref
-        with disk_errors(self.directory):
-            try:
-                self._finish(path, ref, hashes)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                self._finish(_copy(path, temporary_path(self.directory)), ref, hashes)
-                path.unlink()
-        self._partial(ref.id).unlink(missing_ok=True)
+        with path.open("rb") as file:
+            num_bytes, hashes = _hash_file(file)
+            ref = BlobRef(id=_blob_id(num_bytes, hashes), num_bytes=num_bytes)
+            if not self.has(ref.id):
+                with disk_errors(self.directory):
+                    self._take(file, ref, hashes)
+        path.unlink(missing_ok=True)
         return ref
 
     def header(self, blob_id: bytes) -> tuple[int, list[bytes]]:
         """Length in bytes and the SHA-256 of each chunk.
 
         Raises:
-            KeyError: The blob is not here.
+            KeyError: The blob is not here, or was damaged; a damaged one is deleted, to be fetched again.
         """
         try:
-            return self.path(blob_id).stat().st_size, self._read_hashes(blob_id)
+            num_bytes = self.path(blob_id).stat().st_size
         except FileNotFoundError as error:
             raise KeyError(blob_id.hex()) from error
+        hashes = self._read_hashes(blob_id)
+        if _blob_id(num_bytes, hashes) != blob_id:
+            hashes = self._mend(blob_id)
+        return num_bytes, hashes
 
     def read_chunk(self, blob_id: bytes, index: int) -> bytes:
         """One chunk, checked against its hash: a node never serves what its disk has spoilt.
@@ -162,11 +165,18 @@ class BlobStore:
     def _partial(self, blob_id: bytes) -> Path:
         return self.directory / (blob_id.hex() + _PARTIAL_SUFFIX)
 
+    def _open_partial(self, blob_id: bytes) -> BinaryIO:
+        self._partial(blob_id).touch(mode=0o600)
+        return self._partial(blob_id).open("r+b")
+
     def _chunks(self, blob_id: bytes) -> Path:
         return self.directory / (blob_id.hex() + _CHUNKS_SUFFIX)
 
     def _read_hashes(self, blob_id: bytes) -> list[bytes]:
-        data = self._chunks(blob_id).read_bytes()
+        try:
+            data = self._chunks(blob_id).read_bytes()
+        except FileNotFoundError:
+            return []
         return [data[at : at + _HASH_BYTES] for at in range(0, len(data), _HASH_BYTES)]
 
     def _write_hashes(self, blob_id: bytes, hashes: Sequence[bytes]) -> None:
@@ -174,12 +184,33 @@ class BlobStore:
         if not path.is_file():
             write_atomically(path, b"".join(hashes))
 
-    def _finish(self, source: Path, ref: BlobRef, hashes: Sequence[bytes]) -> None:
+    def _mend(self, blob_id: bytes) -> list[bytes]:
+        """Writes the hashes of a whole blob again; a blob that is not whole is deleted."""
+        with self.path(blob_id).open("rb") as file:
+            num_bytes, hashes = _hash_file(file)
+        if _blob_id(num_bytes, hashes) != blob_id:
+            self.delete(blob_id)
+            raise KeyError(f"{blob_id.hex()} was damaged on disk")
+        write_atomically(self._chunks(blob_id), b"".join(hashes))
+        return hashes
+
+    def _take(self, source: BinaryIO, ref: BlobRef, hashes: Sequence[bytes]) -> None:
+        """Moves a file in, or copies it where it lies on another file system."""
+        try:
+            self._finish(source, ref, hashes)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            source.seek(0)
+            with temporary_file(self.directory) as near:
+                shutil.copyfileobj(source, near, CHUNK_BYTES)
+                self._finish(near, ref, hashes)
+
+    def _finish(self, source: BinaryIO, ref: BlobRef, hashes: Sequence[bytes]) -> None:
         """Gives a whole file its name, once its bytes and its hashes are durable."""
-        with source.open("rb") as file:
-            os.fsync(file.fileno())
         self._write_hashes(ref.id, hashes)
-        source.replace(self.path(ref.id))
+        replace_with(source, self.path(ref.id))
+        self._partial(ref.id).unlink(missing_ok=True)
         fsync_directory(self.directory)
 
 
@@ -191,16 +222,15 @@ class BlobWriter:
         self._store = store
         self._hashes = chunk_sha256s
         self._missing: set[int] = set()
-        self._file: int | None = None
+        self._file: BinaryIO | None = None
         if store.has(ref.id):
             return
         with disk_errors(store.directory):
-            self._file = os.open(store._partial(ref.id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            if os.fstat(self._file).st_size > ref.num_bytes:
-                os.ftruncate(self._file, ref.num_bytes)
+            self._file = file = store._open_partial(ref.id)
+            file.truncate(min(file.seek(0, os.SEEK_END), ref.num_bytes))
+        file.seek(0)
         for index, expected in enumerate(chunk_sha256s):
-            data = os.pread(self._file, CHUNK_BYTES, index * CHUNK_BYTES)
-            if hashlib.sha256(data).digest() != expected:
+            if hashlib.sha256(file.read(CHUNK_BYTES)).digest() != expected:
                 self._missing.add(index)
 
     def __enter__(self) -> "BlobWriter":
@@ -228,7 +258,9 @@ class BlobWriter:
         if self._file is None:
             raise ValueError("the writer is closed")
         with disk_errors(self._store.directory):
-            _write_all(self._file, data, index * CHUNK_BYTES)
+            self._file.seek(index * CHUNK_BYTES)
+            self._file.write(data)
+            self._file.flush()
         self._missing.discard(index)
 
     def finish(self) -> BlobRef:
@@ -243,7 +275,7 @@ class BlobWriter:
         if self._file is not None:
             with disk_errors(self._store.directory):
                 try:
-                    self._store._finish(self._store._partial(self.ref.id), self.ref, self._hashes)
+                    self._store._finish(self._file, self.ref, self._hashes)
                 except FileNotFoundError:
                     # Another writer of the same blob was first: the bytes are the same.
                     if not self._store.has(self.ref.id):
@@ -254,32 +286,14 @@ class BlobWriter:
     def close(self) -> None:
         """Lets go of the partial file; a later writer goes on from it."""
         if self._file is not None:
-            os.close(self._file)
+            self._file.close()
             self._file = None
 
 
-def _hash_file(path: Path) -> tuple[int, list[bytes]]:
+def _hash_file(file: BinaryIO) -> tuple[int, list[bytes]]:
     hashes: list[bytes] = []
     num_bytes = 0
-    with path.open("rb") as file:
-        while data := file.read(CHUNK_BYTES):
-            hashes.append(hashlib.sha256(data).digest())
-            num_bytes += len(data)
+    while data := file.read(CHUNK_BYTES):
+        hashes.append(hashlib.sha256(data).digest())
+        num_bytes += len(data)
     return num_bytes, hashes
-
-
-def _copy(path: Path, target: Path) -> Path:
-    """Copies `path` here from another file system."""
-    try:
-        shutil.copyfile(path, target)
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
-    return target
-
-
-def _write_all(file: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, offset)
-        view, offset = view[written:], offset + written

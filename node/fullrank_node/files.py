@@ -6,10 +6,12 @@ the new one, and perhaps a file ending in `TEMP_SUFFIX`, which the next start re
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from fullrank_node.errors import ExitCode, NodeError
 
@@ -52,36 +54,67 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def temporary_path(directory: Path) -> Path:
-    """A fresh name in `directory` for a file that is not whole yet."""
-    return directory / f"{secrets.token_hex(8)}{TEMP_SUFFIX}"
+@contextlib.contextmanager
+def temporary_file(directory: Path) -> Iterator[BinaryIO]:
+    """A fresh file in `directory`, to be filled and then given its name by `replace_with`.
 
-
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Replaces `path` by a file holding `data`; readers see the old bytes or the new ones.
+    It is locked while this process has it open, so that a cleaner in another process can tell it from
+    one that a killed process left behind. When it was not renamed, or an error occurs, it is deleted.
 
     Raises:
         NodeError: The disk is full.
     """
-    temporary = temporary_path(path.parent)
-    with disk_errors(path):
+    with disk_errors(directory), _create_locked(directory) as file:
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+            yield file
+        finally:
+            Path(file.name).unlink(missing_ok=True)
+
+
+def replace_with(file: BinaryIO, path: Path) -> None:
+    """Gives a temporary file its name once its bytes are durable; the name is after `fsync_directory`."""
+    file.flush()
+    os.fsync(file.fileno())
+    Path(file.name).replace(path)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces `path` by a file (0600) holding `data`; readers see the old bytes or the new ones.
+
+    Raises:
+        NodeError: The disk is full.
+    """
+    with temporary_file(path.parent) as file:
+        file.write(data)
+        replace_with(file, path)
         fsync_directory(path.parent)
 
 
 def remove_temporary_files(directory: Path) -> int:
-    """Deletes what a killed process left half-written in `directory`; returns how many files."""
+    """Deletes what killed processes left half-written in `directory`; returns how many files."""
     removed = 0
     for path in directory.glob(f"*{TEMP_SUFFIX}"):
-        path.unlink(missing_ok=True)
-        removed += 1
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            removed += 1
     return removed
+
+
+def _create_locked(directory: Path) -> BinaryIO:
+    while True:
+        path = directory / f"{secrets.token_hex(8)}{TEMP_SUFFIX}"
+        file = open(path, "x+b", opener=_private)  # noqa: SIM115 - pathlib has no opener; the caller closes
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        else:
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+        # A cleaner came between creating and locking: it took the file for a leftover.
+        file.close()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)

@@ -112,4 +112,4 @@ def _write_libp2p_file(path: Path, key: SigningKey) -> None:
     except OSError:
         found, private = b"", False
     if found != wanted or not private:
-        write_atomically(target, wanted, mode=0o600)
+        write_atomically(target, wanted)

@@ -51,7 +51,9 @@ def home(tmp_path: Path) -> Home:
 def test_objects_come_back_in_the_order_of_arrival_and_once(home: Home) -> None:
     envelopes = [vote(slot) for slot in (5, 3, 4)]
     with Store(home) as store:
-        assert [store.put_object(each, slot=slot, received_at_ms=1) for each, slot in zip(envelopes, (5, 3, 4))] == [
+        assert [
+            store.put_object(each, slot=slot, received_at_ms=1) for each, slot in zip(envelopes, (5, 3, 4), strict=True)
+        ] == [
             True,
             True,
             True,
@@ -247,14 +249,16 @@ def test_reading_a_home_that_was_never_set_up_says_so(home: Home) -> None:
     assert not home.path.exists()
 
 
-def test_a_transaction_that_fails_half_way_leaves_nothing(home: Home) -> None:
+def test_a_move_of_the_head_that_fails_half_way_leaves_nothing(home: Home) -> None:
     with Store(home) as store:
-        with pytest.raises(ValueError, match="half way"), store._transaction() as run:
-            run.execute("INSERT INTO meta (key, value) VALUES ('head', x'00')")
-            raise ValueError("half way")
-        assert store.head() is None
-        store.set_head(b"a" * 32, {})
-        assert store.head() == b"a" * 32
+        run = store._connection.execute
+        run("CREATE TRIGGER stop BEFORE INSERT ON meta BEGIN SELECT RAISE(ABORT, 'half way'); END")
+        with pytest.raises(sqlite3.IntegrityError, match="half way"):
+            store.set_head(b"a" * 32, {"w": "00"})
+        assert store.manifest(b"a" * 32) is None
+        run("DROP TRIGGER stop")
+        store.set_head(b"a" * 32, {"w": "00"})
+        assert store.manifest(b"a" * 32) == {"w": "00"}
 
 
 def test_a_file_that_is_no_database_is_named_with_a_cure(home: Home) -> None:

@@ -1,0 +1,200 @@
+"""Float32 masters of the adapted tensors: immutable files named by their SHA-256, applied tile by tile.
+
+A model state is a manifest, tensor name to SHA-256 in hex; states share the files of tensors that are equal.
+An update writes new files and leaves the old ones alone, so a kill at any instant leaves whole states and
+perhaps a temporary file. Who keeps which manifests is the store's business; `collect` deletes the rest.
+
+Legend of array names: T = rows of a tile.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fullrank_node.errors import ExitCode, NodeError
+from fullrank_node.files import fsync_directory, remove_temporary_files, replace_with, temporary_file
+from fullrank_protocol.parts import ModuleShape
+from fullrank_protocol.state import ModulePlan, apply_tile, model_digest
+
+Float32Array = npt.NDArray[np.float32]
+
+Manifest = Mapping[str, str]
+"""Tensor name to SHA-256, in hex, of its float32 little-endian bytes in row-major order."""
+
+TILE_ELEMENTS = 1 << 21
+"""Elements worked on at a time by each thread: 16 MiB as float64, so that a few tiles fit into small machines."""
+
+_SUFFIX = ".f32"
+
+
+class MasterStore:
+    """The master files of one node, in one directory; several processes may use it at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        """Opens `directory` (made when missing) and removes what a killed process left half-written."""
+        self.directory = directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        remove_temporary_files(directory)
+
+    def path(self, sha256: str) -> Path:
+        """Where the tensor of that hash lies."""
+        return self.directory / f"{sha256}{_SUFFIX}"
+
+    def write(self, name: str, tensor: Float32Array) -> str:
+        """Keeps a float32 tensor; durable when this returns. Give canonical values (`state.canonical_float32`).
+
+        Returns:
+            Its SHA-256 in hex.
+
+        Raises:
+            NodeError: The disk is full.
+            ValueError: Not float32.
+        """
+        if tensor.dtype != np.float32:
+            raise ValueError(f"{name}: found {tensor.dtype}, required float32")
+        flat = np.ascontiguousarray(tensor).reshape(-1)
+        sha256 = self._write_tiles(flat[start : start + TILE_ELEMENTS] for start in range(0, flat.size, TILE_ELEMENTS))
+        fsync_directory(self.directory)
+        return sha256
+
+    def open(self, sha256: str, shape: tuple[int, ...], *, name: str = "tensor") -> Float32Array:
+        """Maps a tensor read-only.
+
+        Raises:
+            NodeError: The file is missing or has another size.
+        """
+        path = self.path(sha256)
+        required = 4 * int(np.prod(shape, dtype=np.int64))
+        try:
+            found = path.stat().st_size
+        except FileNotFoundError as error:
+            raise _lost(name, f"the master file {path} is missing") from error
+        if found != required:
+            raise _lost(name, f"the master file {path} has {found} bytes, required {required}")
+        if required == 0:
+            return np.zeros(shape, dtype="<f4")
+        return np.memmap(path, dtype="<f4", mode="r", shape=shape)
+
+    def verify(self, sha256: str) -> bool:
+        """Whether the file is here and hashes to its name. Reads all of it."""
+        try:
+            return _file_sha256(self.path(sha256)) == sha256
+        except FileNotFoundError:
+            return False
+
+    def apply(
+        self,
+        manifest: Manifest,
+        plans: Iterable[tuple[ModuleShape, ModulePlan]],
+        *,
+        threads: int = 1,
+        tile_elements: int = TILE_ELEMENTS,
+    ) -> dict[str, str]:
+        """Writes the tensors that an update changes; all durable when this returns.
+
+        The result does not depend on `threads` or `tile_elements`. Each thread holds one plan and one tile.
+
+        Args:
+            manifest: The state that the update applies to.
+            plans: What it does, as from `state.plan_update`; taken one at a time.
+            threads: Modules worked on at the same time.
+            tile_elements: Elements in one tile, at least one row.
+
+        Returns:
+            The manifest of the new state.
+
+        Raises:
+            RejectError: NON_FINITE, whatever the machine.
+            NodeError: A master file is missing, or the disk is full.
+        """
+        result = dict(manifest)
+
+        def one(item: tuple[ModuleShape, ModulePlan]) -> tuple[str, str]:
+            module, plan = item
+            if module.name not in manifest:
+                raise _lost(module.name, "the manifest does not name it")
+            return module.name, self._write_tiles(self._new_tiles(module, plan, manifest[module.name], tile_elements))
+
+        for name, sha256 in _bounded_map(one, plans, threads=threads):
+            result[name] = sha256
+        fsync_directory(self.directory)
+        return result
+
+    def collect(self, keep: Iterable[str]) -> int:
+        """Deletes the files of all tensors but those of `keep` (SHA-256, hex); returns the bytes freed.
+
+        A file that another process has mapped stays readable there.
+        """
+        wanted = set(keep)
+        freed = 0
+        for path in self.directory.glob(f"*{_SUFFIX}"):
+            if path.name.removesuffix(_SUFFIX) not in wanted:
+                freed += path.stat().st_size
+                path.unlink()
+        return freed
+
+    def total_bytes(self) -> int:
+        """Bytes taken by all masters."""
+        return sum(path.stat().st_size for path in self.directory.glob(f"*{_SUFFIX}"))
+
+    def _new_tiles(
+        self, module: ModuleShape, plan: ModulePlan, sha256: str, tile_elements: int
+    ) -> Iterator[Float32Array]:
+        old = self.open(sha256, (module.out_features, module.in_features), name=module.name)
+        num_rows = max(1, tile_elements // module.in_features)
+        for start in range(0, module.out_features, num_rows):
+            rows = slice(start, min(start + num_rows, module.out_features))
+            yield apply_tile(old[rows], plan, rows)
+
+    def _write_tiles(self, tiles: Iterable[Float32Array]) -> str:
+        """Writes tiles one after the other into a file named by the hash of all; the directory is not synced yet."""
+        digest = hashlib.sha256()
+        with temporary_file(self.directory) as file:
+            for tile in tiles:
+                data = tile.astype("<f4", copy=False).data.cast("B")
+                digest.update(data)
+                file.write(data)
+            sha256 = digest.hexdigest()
+            replace_with(file, self.path(sha256))
+        return sha256
+
+
+def manifest_digest(manifest: Manifest) -> bytes:
+    """The model digest of a state (protocol section 7)."""
+    return model_digest({name: bytes.fromhex(sha256) for name, sha256 in manifest.items()})
+
+
+def _bounded_map(
+    function: Callable[[tuple[ModuleShape, ModulePlan]], tuple[str, str]],
+    items: Iterable[tuple[ModuleShape, ModulePlan]],
+    *,
+    threads: int,
+) -> Iterator[tuple[str, str]]:
+    """Maps over `items` in `threads` threads, in any order, holding no more items than threads."""
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        running: set[Future[tuple[str, str]]] = set()
+        for item in items:
+            running.add(pool.submit(function, item))
+            if len(running) >= threads:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        for future in running:
+            yield future.result()
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _lost(name: str, found: str) -> NodeError:
+    return NodeError(
+        f"the weights of {name} are not usable: {found}",
+        hint="Stop the node and start it again: it makes the weights anew from the base and the log.",
+        exit_code=ExitCode.DISK,
+    )
