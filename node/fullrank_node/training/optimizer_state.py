@@ -1,0 +1,127 @@
+"""What training remembers between two contributions: AdamW's state, rounding residuals, place in the data.
+
+AdamW's moments and the residuals belong to one A, so they are carried over only within a period, for the
+same swarm, member, mode and rank (ALGORITHM.md, step 3). The place in the data outlives periods. All of it
+is one file, replaced when a delta is finished: a node killed in between repeats that delta and no more.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from fullrank_node.files import write_atomically
+
+if TYPE_CHECKING:
+    import torch
+
+_VERSION = "fullrank-training-1"
+_FILE_NAME = "training.safetensors"
+
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingState:
+    """A point at which a delta was finished.
+
+    Attributes:
+        key: Names the A that moments and residuals belong to.
+        data: Fingerprint of the data cache that `position` counts in.
+        position: Blocks consumed so far, over all passes.
+        num_steps: AdamW's step count, for its bias correction.
+        moments: First and second moments by parameter name.
+        residuals: What rounding has taken from each B so far, by module name.
+    """
+
+    key: str = ""
+    data: str = ""
+    position: int = 0
+    num_steps: int = 0
+    moments: Mapping[str, tuple[Float32Array, Float32Array]] = field(default_factory=dict)
+    residuals: Mapping[str, Float32Array] = field(default_factory=dict)
+
+    def position_in(self, data: str) -> int:
+        """Where to go on in a data cache; 0 when it is not the one that was read before."""
+        return self.position if self.data == data else 0
+
+
+def state_key(*, swarm: bytes, member: bytes, mode: str, rank: int, period: int) -> str:
+    """Names one A: moments and residuals of another one are of no use."""
+    return f"{swarm.hex()}:{member.hex()}:{mode}:{rank}:{period}"
+
+
+def load_state(directory: Path) -> TrainingState:
+    """The state as last saved, or a fresh one when there is none that can be read."""
+    try:
+        with safe_open(directory / _FILE_NAME, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("version") != _VERSION:
+                return TrainingState()
+            arrays: dict[str, Float32Array] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):  # Losing it costs a few steps of warming up, and no more.
+        return TrainingState()
+    facts = json.loads(metadata["facts"])
+    first = {name.removeprefix("first."): array for name, array in arrays.items() if name.startswith("first.")}
+    return TrainingState(
+        **facts,
+        moments={name: (array, arrays[f"second.{name}"]) for name, array in first.items()},
+        residuals={
+            name.removeprefix("residual."): array for name, array in arrays.items() if name.startswith("residual.")
+        },
+    )
+
+
+def save_state(directory: Path, state: TrainingState) -> None:
+    """Replace the saved state.
+
+    Raises:
+        NodeError: When the disk is full.
+    """
+    arrays: dict[str, Float32Array] = {}
+    for name, (first, second) in state.moments.items():
+        arrays |= {f"first.{name}": first, f"second.{name}": second}
+    arrays |= {f"residual.{name}": array for name, array in state.residuals.items()}
+    facts = {"key": state.key, "data": state.data, "position": state.position, "num_steps": state.num_steps}
+    directory.mkdir(parents=True, exist_ok=True)
+    metadata = {"version": _VERSION, "facts": json.dumps(facts)}
+    write_atomically(directory / _FILE_NAME, cast("bytes", save(arrays, metadata=metadata)))
+
+
+def restore_moments(
+    optimizer: "torch.optim.Optimizer", parameters: Mapping[str, "torch.nn.Parameter"], state: TrainingState
+) -> bool:
+    """Give AdamW the moments of `state`; False, and nothing done, when they do not fit the parameters."""
+    import torch
+
+    if state.moments.keys() != parameters.keys():
+        return False
+    if any(state.moments[name][0].shape != tuple(parameter.shape) for name, parameter in parameters.items()):
+        return False
+    for name, parameter in parameters.items():
+        first, second = state.moments[name]
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(state.num_steps)),
+            "exp_avg": torch.from_numpy(first.copy()).to(parameter.device),
+            "exp_avg_sq": torch.from_numpy(second.copy()).to(parameter.device),
+        }
+    return True
+
+
+def read_moments(
+    optimizer: "torch.optim.Optimizer", parameters: Mapping[str, "torch.nn.Parameter"]
+) -> dict[str, tuple[Float32Array, Float32Array]]:
+    """Copies of AdamW's moments by parameter name."""
+    return {
+        name: (
+            np.array(optimizer.state[parameter]["exp_avg"].float().cpu().numpy()),
+            np.array(optimizer.state[parameter]["exp_avg_sq"].float().cpu().numpy()),
+        )
+        for name, parameter in parameters.items()
+    }

@@ -1,0 +1,315 @@
+"""Training makes exact integer deltas that lower the loss, stops in time, and goes on where it was."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fullrank_node.errors import ExitCode, NodeError
+from fullrank_node.training import lora
+from fullrank_node.training.loop import LOWEST_RATE, Deadline, Schedule, block_order
+from fullrank_node.training.optimizer_state import load_state
+from fullrank_node.training.trainer import Trainer
+from fullrank_protocol.codec import decode
+from fullrank_protocol.delta import LowRank, SeedContext, expand, seeded_rows, to_float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """A trainer over the tiny base with data prepared, and the request that most tests start from."""
+
+    trainer: Trainer
+    swarm: Any
+    request: dict[str, Any]
+    directory: Path
+
+    def train(self, **changes: Any) -> dict[str, Any]:
+        return self.trainer.train(self.request | changes)
+
+    def loss(self, **changes: Any) -> float:
+        return float(self.trainer.evaluate(self.request | changes)["loss"])
+
+    def delta(self, **changes: Any) -> Any:
+        done = self.train(**changes)
+        return decode(Path(done["blob_path"]).read_bytes(), self.swarm.genesis, done["codec"])
+
+
+@pytest.fixture
+def bench(tiny_base: Path, tmp_path: Path, make_swarm: Callable[..., Any], sentences: list[str]) -> Bench:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences))
+    swarm, trainer = make_swarm(), Trainer()
+    where = {"base_dir": str(tiny_base), "masters_dir": str(tmp_path / "masters"), "device": "cpu", "threads": 1}
+    made = trainer.prepare_base({**where, "genesis_path": str(swarm.path)})
+    cache = {"block_length": 32, "valid_fraction": 0.2, "cache_path": str(tmp_path / "blocks")}
+    trainer.prepare_data({**where, **cache, "path": str(rows)})
+    request = {
+        **where,
+        "genesis_path": str(swarm.path),
+        "manifest": made["manifest"],
+        "round": 0,
+        "member": "ab" * 32,
+        "seed": 7,
+        "data_cache": str(tmp_path / "blocks"),
+        "state_dir": str(tmp_path / "state"),
+        "out_path": str(tmp_path / "delta.bin"),
+    }
+    return Bench(trainer=trainer, swarm=swarm, request=request, directory=tmp_path)
+
+
+def test_preparing_a_base_tells_all_that_a_genesis_needs(tiny_base: Path, tmp_path: Path) -> None:
+    made = Trainer().prepare_base({"reference": str(tiny_base), "masters_dir": str(tmp_path), "device": "cpu"})
+    assert (made["reference"], made["revision"], made["base_dir"]) == ("", "", str(tiny_base))
+    assert set(made["manifest"]) == {module["name"] for module in made["modules"]}
+    assert {module["name"] for module in made["modules"]} < {tensor["name"] for tensor in made["tensors"]}
+    assert all(len(tensor["sha256"]) == 64 for tensor in made["tensors"])
+    assert len(made["digest"]) == 64
+    assert json.loads(json.dumps(made)) == made
+
+
+def test_preparing_data_counts_and_lists_bad_rows(tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "the cat sat on a mat"}\n{"text": 3}\n')
+    request = {"path": str(tmp_path / "rows.jsonl"), "base_dir": str(tiny_base), "block_length": 16}
+    found = Trainer().prepare_data({**request, "valid_fraction": 0.0, "cache_path": str(tmp_path / "blocks")})
+    assert (found["num_rows"], found["num_blocks"], found["num_skipped"]) == (1, 1, 1)
+    assert found["skipped"] == [{"line": 2, "reason": "text: found a number, required a string"}]
+    checked = Trainer().check_data({"path": request["path"]})
+    assert checked["formats"] == {"text": 1}
+
+
+@pytest.mark.parametrize("mode", ["B", "AB"])
+def test_a_round_lowers_the_held_out_loss_through_the_exact_integers(bench: Bench, mode: str) -> None:
+    before = bench.loss()
+    alone = bench.trainer.train_alone(
+        bench.request
+        | {
+            "mode": mode,
+            "rounds": 3,
+            "work_dir": str(bench.directory / "alone"),
+            "eval_cache": bench.request["data_cache"],
+        }
+    )
+    losses = [entry["held_out_loss"] for entry in alone["rounds"]]
+    assert losses[-1] < losses[0] < before
+    after = bench.loss(masters_dir=alone["masters_dir"], manifest=alone["manifest"])
+    assert after == losses[-1]
+    assert bench.loss() == before
+
+
+def test_the_delta_in_mode_b_names_rows_of_the_seeded_a(bench: Bench) -> None:
+    delta = bench.delta()
+    part = delta.parts[0]
+    assert isinstance(part, LowRank)
+    assert part.A_RI is None
+    assert part.row_R == (0, 1, 2, 3)
+    context = SeedContext(swarm=bench.swarm.genesis.swarm, member=b"\xab" * 32, period=0)
+    expanded = expand(delta, context, bench.swarm.genesis.modules).parts[0]
+    assert isinstance(expanded, LowRank)
+    assert expanded.A_RI is not None
+    rows = seeded_rows(context, part.module, rows=4, columns=bench.swarm.genesis.module(part.module).in_features)
+    assert np.array_equal(expanded.A_RI, rows)
+
+
+def test_the_integers_stand_for_what_was_trained(bench: Bench, tiny_base: Path) -> None:
+    from fullrank_node.model.base_load import load_base
+
+    genesis = bench.swarm.genesis
+    context = SeedContext(swarm=genesis.swarm, member=b"\xab" * 32, period=0)
+    rng = np.random.default_rng(0)
+    for mode in ("B", "AB"):
+        adapter = lora.attach(load_base(tiny_base), genesis, rank=4, mode=mode, context=context)
+        first = {
+            name: replace(factor, B_OR=rng.normal(size=factor.B_OR.shape).astype(np.float32) * 1e-3)
+            for name, factor in adapter.factors().items()
+        }
+        delta = lora.quantize(first, genesis, bits_b=8, bits_a=8, rng=rng, stochastic=False)
+        for part in expand(delta, context, genesis.modules).parts:
+            layer = adapter.layers[part.module]
+            wanted = first[part.module].B_OR @ layer.lora_A["default"].weight.detach().numpy()
+            assert np.abs(to_float(part) - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
+def test_what_rounding_takes_is_what_comes_back(bench: Bench, tiny_base: Path) -> None:
+    from fullrank_node.model.base_load import load_base
+
+    genesis = bench.swarm.genesis
+    context = SeedContext(swarm=genesis.swarm, member=b"\xab" * 32, period=0)
+    rng = np.random.default_rng(0)
+    adapter = lora.attach(load_base(tiny_base), genesis, rank=4, mode="B", context=context)
+    factors = {
+        name: replace(factor, B_OR=rng.normal(size=factor.B_OR.shape).astype(np.float32))
+        for name, factor in adapter.factors().items()
+    }
+    delta = lora.quantize(factors, genesis, bits_b=3, bits_a=3, rng=rng, stochastic=False)
+    residuals = lora.rounding_residuals(factors, delta, genesis)
+    part = expand(delta, context, genesis.modules).parts[0]
+    layer = adapter.layers[part.module]
+    missing = residuals[part.module] @ layer.lora_A["default"].weight.detach().numpy()
+    wanted = factors[part.module].B_OR @ layer.lora_A["default"].weight.detach().numpy()
+    assert np.allclose(to_float(part) + missing, wanted, atol=1e-5)
+    assert np.abs(missing).max() > 0.01
+
+
+def test_the_base_comes_out_of_training_as_it_went_in(bench: Bench) -> None:
+    before = bench.loss()
+    bench.train(learning_rate=0.1)
+    assert bench.loss() == before
+
+
+def test_training_twice_from_the_same_state_gives_the_same_delta(bench: Bench) -> None:
+    first = Path(bench.train(state_dir=str(bench.directory / "one"))["blob_path"]).read_bytes()
+    second = Path(bench.train(state_dir=str(bench.directory / "two"))["blob_path"]).read_bytes()
+    assert first == second
+
+
+def test_the_next_delta_goes_on_in_the_data_and_in_the_optimiser(bench: Bench) -> None:
+    bench.train()
+    state = load_state(Path(bench.request["state_dir"]))
+    assert (state.position, state.num_steps) == (12, 6)
+    assert len(state.moments) == 14
+    bench.train(round=1)  # The same period of two rounds: A is kept.
+    state = load_state(Path(bench.request["state_dir"]))
+    assert (state.position, state.num_steps) == (24, 12)
+    bench.train(round=2)  # A new A: its moments start anew, the data does not.
+    state = load_state(Path(bench.request["state_dir"]))
+    assert (state.position, state.num_steps) == (36, 6)
+
+
+def test_a_damaged_state_is_a_fresh_start(bench: Bench) -> None:
+    bench.train()
+    (Path(bench.request["state_dir"]) / "training.safetensors").write_bytes(b"torn")
+    bench.train()
+    assert load_state(Path(bench.request["state_dir"])).position == 12
+
+
+def test_rounding_residuals_are_kept_only_with_error_feedback(bench: Bench) -> None:
+    bench.train(error_feedback=True, stochastic=False)
+    assert len(load_state(Path(bench.request["state_dir"])).residuals) == 14
+    bench.train(round=1)
+    assert load_state(Path(bench.request["state_dir"])).residuals == {}
+
+
+def test_the_order_of_blocks_is_new_in_every_pass_and_fixed_by_the_seed() -> None:
+    order = block_order(seed=3, num_blocks=10, start=0)
+    blocks = [next(order) for _ in range(30)]
+    assert [sorted(blocks[start : start + 10]) for start in (0, 10, 20)] == [list(range(10))] * 3
+    assert blocks[:10] != blocks[10:20]
+    later = block_order(seed=3, num_blocks=10, start=17)
+    assert [next(later) for _ in range(13)] == blocks[17:]
+
+
+def test_the_rate_warms_up_in_every_contribution_and_falls_over_the_whole_run() -> None:
+    schedule = Schedule(peak=1.0, warmup_steps=4, max_steps=10, round=0, total_rounds=0)
+    assert [schedule.rate(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    middle = replace(schedule, round=5, total_rounds=10)
+    assert middle.rate(4) < 0.55
+    assert replace(schedule, round=99, total_rounds=10).rate(9) == pytest.approx(LOWEST_RATE)
+
+
+def test_training_stops_before_the_deadline_with_time_to_encode() -> None:
+    deadline = Deadline(at_ms=10_000, reserve_ms=500, now_ms=lambda: 9_000)
+    assert deadline.allows(500)
+    assert not deadline.allows(501)
+    assert Deadline(at_ms=None, reserve_ms=500).allows(1e12)
+
+
+def test_a_deadline_in_the_past_is_no_contribution_but_a_later_try(bench: Bench) -> None:
+    with pytest.raises(NodeError, match="no time left for a single training step") as caught:
+        bench.train(deadline_ms=1)
+    assert caught.value.exit_code == ExitCode.RETRY
+    assert not Path(bench.request["out_path"]).exists()
+
+
+def test_progress_reports_step_loss_and_speed(bench: Bench) -> None:
+    reports: list[dict[str, Any]] = []
+    done = bench.trainer.train(bench.request, lambda **fields: reports.append(fields))
+    assert reports[-1]["step"] == reports[-1]["of"] == done["num_steps"] == 6
+    assert math.isfinite(reports[-1]["loss"])
+    assert reports[-1]["tokens_per_s"] > 0
+    assert done["stopped_by"] == "steps"
+    assert done["num_bytes"] == Path(done["blob_path"]).stat().st_size
+    assert done["num_tokens"] > 6 * 2 * 16
+
+
+def test_a_loss_that_is_no_number_makes_no_contribution(bench: Bench) -> None:
+    with pytest.raises(NodeError, match="the training loss became nan at step 2") as caught:
+        bench.train(learning_rate=1e30)
+    assert "learning rate" in caught.value.hint
+    assert not Path(bench.request["out_path"]).exists()
+    assert load_state(Path(bench.request["state_dir"])).position == 0
+
+
+def test_a_rate_of_zero_is_no_contribution(bench: Bench) -> None:
+    with pytest.raises(NodeError, match="the delta rounds to zero"):
+        bench.train(learning_rate=0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"rank": 9}, "found rank 9, required 1 to 8"), ({"mode": "C"}, "required B or AB"), ({"device": "tpu"}, "tpu")],
+)
+def test_impossible_settings_are_configuration_errors(bench: Bench, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(NodeError, match=message) as caught:
+        bench.train(**change)
+    assert caught.value.exit_code == ExitCode.CONFIG
+
+
+def test_ranks_above_a_modules_size_are_cut_to_it(
+    tiny_base: Path, make_swarm: Callable[..., Any], bench: Bench
+) -> None:
+    from fullrank_node.model.base_load import load_base
+
+    genesis = replace(bench.swarm.genesis, max_rank=64)
+    context = SeedContext(swarm=genesis.swarm, member=bytes(32), period=0)
+    adapter = lora.attach(load_base(tiny_base), genesis, rank=40, mode="B", context=context)
+    assert {factor.B_OR.shape[1] for factor in adapter.factors().values()} == {32}
+    assert all(layer.scaling["default"] == 1.0 for layer in adapter.layers.values())
+
+
+def test_memory_that_runs_out_halves_the_batch_and_changes_nothing_else(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from fullrank_node.model.evaluate import token_losses
+
+    whole = bench.train(state_dir=str(bench.directory / "whole"))
+
+    def small(model: Any, *, tokens_NT: Any, **rest: Any) -> Any:
+        if len(tokens_NT) > 1:
+            raise torch.OutOfMemoryError("too large")
+        return token_losses(model, tokens_NT=tokens_NT, **rest)
+
+    monkeypatch.setattr("fullrank_node.training.loop.token_losses", small)
+    halved = bench.train()
+    assert (whole["micro_batch"], halved["micro_batch"]) == (2, 1)
+    assert halved["loss_last"] == pytest.approx(whole["loss_last"], rel=1e-4)
+
+
+def test_a_sample_continues_the_prompt(bench: Bench) -> None:
+    continued = bench.trainer.sample(bench.request | {"prompt": "the cat", "max_new_tokens": 5})
+    assert 1 <= continued["num_tokens"] <= 5
+    with pytest.raises(NodeError, match="the prompt is empty"):
+        bench.trainer.sample(bench.request | {"prompt": ""})
+
+
+def test_evaluating_a_file_counts_all_of_its_rows(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "held.jsonl").write_text('{"text": "the cat sat on a mat"}\n' * 2)
+    request = bench.request | {"data_cache": None, "path": str(tmp_path / "held.jsonl"), "block_length": 16}
+    found = bench.trainer.evaluate(request)
+    assert found["num_tokens"] > 0
+    (tmp_path / "held.jsonl").write_text("")
+    with pytest.raises(NodeError, match="it is empty"):
+        bench.trainer.evaluate(request)
+
+
+def test_the_machine_is_described_without_a_model() -> None:
+    described = Trainer().hardware({"device": "cpu"})
+    assert (described["device"], described["dtype"]) == ("cpu", "float32")
+    assert described["num_cores"] >= 1
+    assert described["memory_bytes"] > 0
