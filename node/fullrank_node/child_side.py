@@ -93,7 +93,10 @@ def open_pipes(*, calls_fd: int, answers_fd: int, parent_pid: int) -> None:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Asks Linux to kill this process when its parent dies, however it dies; elsewhere the closed pipe tells."""
+    """Asks Linux to kill this process when its parent dies, however it dies; elsewhere the closed pipe tells.
+
+    To Linux the parent is the thread that started the child: children belong to loops of main threads.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent_pid:
