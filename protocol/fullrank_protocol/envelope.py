@@ -226,10 +226,15 @@ def decode_payload(envelope: Envelope, message_class: type[MessageT]) -> Message
         RejectError: SCHEMA, when the type is another, the bytes do not parse or are not canonical.
     """
     if MESSAGE_OF_TYPE[envelope.type] is not message_class:
+        required = next(number for number, message in MESSAGE_OF_TYPE.items() if message is message_class)
         raise RejectError(
-            Rule.SCHEMA, f"found a {type_name(envelope.type)}, {message_class.DESCRIPTOR.name.lower()} required"
+            Rule.SCHEMA, f"found {_a(type_name(envelope.type))} where {_a(type_name(required))} is required"
         )
     return parse_canonical(message_class, envelope.payload, what=f"the payload of the {type_name(envelope.type)}")
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _check_swarm(envelope: Envelope, *, swarm: bytes | None) -> None:

@@ -195,7 +195,7 @@ def test_a_payload_that_does_not_parse_is_refused() -> None:
 
 
 def test_a_payload_is_read_as_its_own_type_only() -> None:
-    with pytest.raises(RejectError, match="found a vote, checkpoint required"):
+    with pytest.raises(RejectError, match="found a vote where a checkpoint is required"):
         decode_payload(sealed(), wire.Checkpoint)
 
 
