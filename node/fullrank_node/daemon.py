@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from fullrank_node.child import ChildProcess
 from fullrank_node.clock import SystemClock
 from fullrank_node.config import Config, load_config
 from fullrank_node.errors import ExitCode, NodeError
-from fullrank_node.home import Home, RunInfo
+from fullrank_node.home import Home
 
 log = logging.getLogger(__name__)
 
@@ -55,22 +56,16 @@ async def _children(config: Config) -> AsyncIterator[tuple[ChildProcess, ChildPr
         yield worker, trainer
 
 
-def announce(home: Home, *, socket: Path, clock_ms: int, pid: int) -> None:
-    """Write down how commands reach this daemon."""
-    home.write_run(RunInfo(pid=pid, socket=str(socket), token_file=str(home.token_file), started_at_ms=clock_ms))
-
-
-def set_up_logging(home: Home, config: Config, *, foreground: bool) -> None:
-    """Log sentences to the home's log file; also to stderr in the foreground."""
+def set_up_logging(home: Home, config: Config) -> None:
+    """Log sentences to stderr, and to the home's log file unless stderr is that file already."""
     from logging.handlers import RotatingFileHandler
 
     home.create()
-    form = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S")
-    handlers: list[logging.Handler] = [RotatingFileHandler(home.log_file, maxBytes=LOG_BYTES, backupCount=1)]
-    if foreground:
-        handlers.append(logging.StreamHandler(sys.stderr))
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if not home.log_file.exists() or not os.path.samestat(os.fstat(sys.stderr.fileno()), home.log_file.stat()):
+        handlers.append(RotatingFileHandler(home.log_file, maxBytes=LOG_BYTES, backupCount=1))
     for handler in handlers:
-        handler.setFormatter(form)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
     logging.getLogger("fullrank_node").setLevel(config.logging.level.upper())
 
@@ -79,16 +74,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry of `python -m fullrank_node.daemon --home DIR`."""
     parser = argparse.ArgumentParser(prog="fullrank-daemon", description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--foreground", action="store_true", help="log to stderr, too")
     options = parser.parse_args(arguments)
     home = Home.resolve(options.home)
     try:
         config = load_config(home.config_file)
-        set_up_logging(home, config, foreground=options.foreground)
+        set_up_logging(home, config)
         asyncio.run(run(home, config))
     except NodeError as error:
-        log.error("%s %s", error, error.hint)
-        sys.stderr.write(f"error: {error}\n" + (f"{error.hint}\n" if error.hint else ""))
+        log.error("%s %s", error, error.hint)  # noqa: TRY400 - a sentence, not a traceback
         return int(error.exit_code)
     return int(ExitCode.OK)
 

@@ -9,8 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any, Protocol, assert_never
+from typing import Any, assert_never
 
 from fullrank_node.chain_log import ChainLog
 from fullrank_node.clock import Clock
@@ -19,7 +18,9 @@ from fullrank_node.exchange import Exchange
 from fullrank_node.masters import Masters
 from fullrank_node.merger import Merger, MergeRejectedError
 from fullrank_node.network.interface import BlobUnavailable, Network
+from fullrank_node.node_keys import verdict_key
 from fullrank_node.store import Store
+from fullrank_node.training.driver import TrainedDelta, TrainerDriver
 from fullrank_protocol import round_io as io
 from fullrank_protocol.checkpoint import Checkpoint
 from fullrank_protocol.contribution import make_contribution
@@ -41,36 +42,13 @@ MAX_DELTA_FETCHES = 8
 TICK_S = 0.1
 """Time between two looks at the clock; turns and deadlines are met this closely."""
 
-_HINT_KINDS = {
+_HINT_KINDS: dict[int, str] = {
     wire.CONTRIBUTION: "contribution",
     wire.VOTE: "vote",
     wire.ADMISSION: "record",
     wire.TAKE_UP: "record",
     wire.LEAVE: "record",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedDelta:
-    """What the trainer made; the blob is in the store already."""
-
-    blob: Any
-    codec: int
-    num_tokens: int
-    num_steps: int
-    loss_first_micro: int
-    loss_last_micro: int
-
-
-class Trainer(Protocol):
-    """The trainer as the runner sees it."""
-
-    async def train(self, request: io.Train, *, manifest: dict[str, str]) -> TrainedDelta | None:
-        """Train until the deadline; None when nothing useful came of it.
-
-        Raises:
-            NodeError: Training failed, with the reason.
-        """
 
 
 class Runner:
@@ -85,7 +63,7 @@ class Runner:
         store: Store,
         merger: Merger,
         masters: Masters,
-        trainer: Trainer | None,
+        trainer: TrainerDriver | None,
         clock: Clock,
     ) -> None:
         self.key = key
@@ -163,7 +141,7 @@ class Runner:
 
     # ---- actions out -----------------------------------------------------------------------------
 
-    def _carry_out(self, action: io.Action) -> None:  # noqa: C901  # One flat table.
+    def _carry_out(self, action: io.Action) -> None:  # noqa: C901, PLR0912 - one flat table
         match action:
             case io.Keep():
                 self._keep(action)
@@ -354,10 +332,11 @@ class Runner:
         produced = False
         try:
             manifest = await self.masters.ensure(action.base.checkpoint, self.state)
-            delta = await self.trainer.train(action, manifest=manifest)
-            if delta is not None:
-                self.submit(self._contribution(action, delta))
-                produced = True
+            delta = await self.trainer.train(
+                manifest=manifest, base_round=action.base_round, deadline_ms=action.deadline_ms
+            )
+            self.submit(self._contribution(action, delta))
+            produced = True
             self.warnings.pop("training", None)
         except NodeError as error:
             self.warnings["training"] = f"training failed: {error}"
@@ -391,8 +370,3 @@ class Runner:
             for recent in (slot - 1, slot):
                 if recent >= 0:
                     await self.exchange.look_up(slot=recent)
-
-
-def verdict_key(checkpoint: bytes) -> str:
-    """Name under which the store remembers whether a checkpoint held when it was recomputed here."""
-    return f"verdict:{checkpoint.hex()}"

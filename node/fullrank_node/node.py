@@ -1,0 +1,416 @@
+"""One running node: its parts, and the order in which they come up and go down."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any
+
+from fullrank_node.api import access_token, last_status
+from fullrank_node.api.server import ControlServer
+from fullrank_node.blob_store import BlobStore
+from fullrank_node.child import ChildProcess
+from fullrank_node.clock import Clock
+from fullrank_node.config import Config
+from fullrank_node.errors import ExitCode, NodeError
+from fullrank_node.home import SOCKET_NAME, Home, RunInfo
+from fullrank_node.identity_file import libp2p_path, load_identity
+from fullrank_node.masters import Masters
+from fullrank_node.merger import Merger
+from fullrank_node.model.master import MasterStore
+from fullrank_node.names import name_of
+from fullrank_node.network.interface import BlobUnavailable
+from fullrank_node.network.peer import PeerNetwork
+from fullrank_node.network.settings import NetworkSettings
+from fullrank_node.node_keys import BASE_DIGEST_KEY, BASE_DIR_KEY, BASE_LOSS_KEY, INVITE_KEY, verdict_key
+from fullrank_node.node_view import DaemonView
+from fullrank_node.runner import Runner
+from fullrank_node.status_reply import SOFTWARE
+from fullrank_node.store import Store
+from fullrank_node.training.driver import PreparedBase, TrainerDriver
+from fullrank_node.training.hardware import fair_threads
+from fullrank_protocol import round_io as io
+from fullrank_protocol.envelope import Envelope, decode_payload, open_envelope
+from fullrank_protocol.errors import ProtocolError
+from fullrank_protocol.genesis import Genesis, open_genesis
+from fullrank_protocol.identity import SigningKey
+from fullrank_protocol.membership import ROLE_CERTIFY, Members, grant_id, make_admission
+from fullrank_protocol.round import restore
+from fullrank_protocol.round_state import new_state
+from fullrank_protocol.wire import objects_pb2 as wire
+from fullrank_protocol.wire import peer_pb2
+
+log = logging.getLogger(__name__)
+
+BASE_RETRY_S = 5.0
+"""Pause before peers are asked again for a base that nobody had."""
+
+
+class Node:
+    """The parts of one node, built here and nowhere else."""
+
+    def __init__(
+        self,
+        *,
+        home: Home,
+        config: Config,
+        clock: Clock,
+        worker: ChildProcess,
+        trainer: ChildProcess,
+        stop: asyncio.Event,
+    ) -> None:
+        self.home = home
+        self.config = config
+        self.clock = clock
+        self.stop = stop
+        self.key = load_identity(home.identity_file)
+        self.genesis = read_genesis(home)
+        self.threads = config.train.threads or config.limits.cpu_threads or fair_threads()
+        self.store = Store(home)
+        self.worker = worker
+        self.merger = Merger(home=home, store=self.store, genesis=self.genesis, worker=worker, threads=self.threads)
+        self.masters = Masters(store=self.store, merger=self.merger, files=MasterStore(home.masters_dir))
+        self.trainer = TrainerDriver(
+            home=home,
+            config=config,
+            genesis=self.genesis,
+            member=self.key.public_key,
+            child=trainer,
+            blobs=self.store.blobs,
+            clock=clock,
+            threads=self.threads,
+        )
+        self.inbound = LateInbound(self.store.blobs, self.genesis)
+        network = config.network
+        self.network = PeerNetwork(
+            key=self.key,
+            swarm=self.genesis.swarm,
+            identity_path=libp2p_path(home.identity_file),
+            inbound=self.inbound,
+            clock=clock,
+            settings=NetworkSettings(
+                listen=network.listen,
+                announce=network.announce,
+                no_listen=network.no_listen,
+                bootstrap=network.peers,
+                archive=config.archive,
+                software=SOFTWARE,
+                slot_window_ms=self.genesis.timing.slot_window_ms,
+            ),
+            peer_cache_path=home.peers_file,
+            is_member=self._is_member,
+            slot_now=lambda: self.genesis.slot_at(clock.now_ms()),
+        )
+        self.runner: Runner | None = None
+        self.phase = "starting"
+        self.trouble: str | None = None
+        self.finishing = False
+        self.started_at_ms = clock.now_ms()
+        self.pause_reason: str | None = None
+        self._measure = asyncio.Event()
+        self._resume_timer: asyncio.TimerHandle | None = None
+
+    def _is_member(self, key: bytes) -> bool:
+        return self.runner is not None and self.runner.state.tree.head().members.is_member(key)
+
+    # ---- life ------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Live until `stop` is set.
+
+        Raises:
+            NodeError: The node cannot go on.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self.store.close)
+            await self.network.start()
+            stack.push_async_callback(self.network.close)
+            await stack.enter_async_context(self._control())
+            log.info("Node %s of swarm %s is up.", self.key.public_key.hex()[:8], self.genesis.name)
+            life = asyncio.create_task(self._live())
+            watch = asyncio.create_task(self.network.wait_closed())
+            stopped = asyncio.create_task(self.stop.wait())
+            tasks: set[asyncio.Task[Any]] = {life, watch, stopped}
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for task in done:
+                if not task.cancelled() and (error := task.exception()) is not None:
+                    raise error
+        log.info("Node stopped.")
+
+    @contextlib.asynccontextmanager
+    async def _control(self) -> AsyncIterator[None]:
+        runtime = self.home.make_runtime_dir()
+        server = ControlServer(
+            DaemonView(self),
+            runtime / SOCKET_NAME,
+            access_token.create_token(self.home.token_file),
+            remember=self.home.path / last_status.FILE_NAME,
+        )
+        await server.start()
+        socket, token_file = str(runtime / SOCKET_NAME), str(self.home.token_file)
+        self.home.write_run(
+            RunInfo(pid=os.getpid(), socket=socket, token_file=token_file, started_at_ms=self.started_at_ms)
+        )
+        try:
+            yield
+        finally:
+            await server.stop()
+            self.home.clear_run()
+
+    async def _live(self) -> None:
+        base = await self._prepare_base()
+        runner = self._make_runner(base)
+        self.runner = runner
+        self.inbound.open(runner)
+        runner.on_adopt.append(self._publish_admission)
+        runner.on_trained.append(self._measure.set)
+        self.phase = "running"
+        async with asyncio.TaskGroup() as group:
+            group.create_task(runner.run())
+            group.create_task(self._start_training(base.base_dir))
+            group.create_task(self._measure_rounds(base))
+            self._publish_admission()
+
+    def _make_runner(self, base: PreparedBase) -> Runner:
+        """The round machine with everything the store remembers."""
+        state = new_state(
+            self.genesis,
+            key=self.key.public_key,
+            base_digest=base.digest,
+            wants_certify=self.config.certify,
+            trains=False,
+        )
+        verdicts: dict[bytes, bool] = {}
+        envelopes: list[Envelope] = []
+        for data in [*self.store.objects(), *self.store.own_votes()]:
+            envelope = open_envelope(data, swarm=self.genesis.swarm)
+            envelopes.append(envelope)
+            if envelope.type == wire.CHECKPOINT and (verdict := self.store.get_meta(verdict_key(envelope.id))):
+                verdicts[envelope.id] = verdict == b"\x01"
+        restore(state, iter(envelopes), verdicts, self.clock.now_ms())
+        runner = Runner(
+            key=self.key,
+            genesis=self.genesis,
+            state=state,
+            store=self.store,
+            merger=self.merger,
+            masters=self.masters,
+            trainer=self.trainer,
+            clock=self.clock,
+        )
+        runner.attach(self.network)
+        return runner
+
+    # ---- base and data -----------------------------------------------------------------------------
+
+    async def _prepare_base(self) -> PreparedBase:
+        """The base and its masters: from the last start, from this machine, or from peers."""
+        known = self._base_from_last_start()
+        if known is not None:
+            return known
+        self.phase = "loading the base model"
+        base = None
+        while base is None:
+            try:
+                base = await self.trainer.prepare_base(self._local_base())
+            except NodeError as error:
+                if not self.genesis.base.weight_files or (self.home.path / "base").is_dir():
+                    self.trouble = f"{error} {error.hint}".strip()
+                    raise
+                log.info("The base is not on this machine (%s); asking peers.", error)
+                self.phase = "fetching the base model from peers"
+                await self._fetch_base()
+        self.store.put_manifest(self.genesis.swarm, base.manifest)
+        self.store.set_meta(BASE_DIR_KEY, str(base.base_dir).encode())
+        self.store.set_meta(BASE_DIGEST_KEY, base.digest)
+        return base
+
+    def _local_base(self) -> Path | None:
+        fetched = self.home.path / "base"
+        return self.config.base.path or (fetched if fetched.is_dir() else None)
+
+    def _base_from_last_start(self) -> PreparedBase | None:
+        digest, directory = self.store.get_meta(BASE_DIGEST_KEY), self.store.get_meta(BASE_DIR_KEY)
+        manifest = self.store.manifest(self.genesis.swarm)
+        if digest is None or directory is None or manifest is None or not Path(directory.decode()).is_dir():
+            return None
+        files = MasterStore(self.home.masters_dir)
+        if not all(files.path(sha256).exists() for sha256 in manifest.values()):
+            return None
+        return PreparedBase(base_dir=Path(directory.decode()), manifest=manifest, digest=digest)
+
+    async def _fetch_base(self) -> None:
+        """Bring the base's files from peers; each is checked by its hash."""
+        partial = self.home.work_dir / "base"
+        partial.mkdir(mode=0o700, exist_ok=True)
+        for entry in (*self.genesis.base.files, *self.genesis.base.weight_files):
+            while not self.store.blobs.has(entry.blob.id):
+                try:
+                    await self.network.fetch_blob(entry.blob, providers=[], blobs=self.store.blobs)
+                except BlobUnavailable as error:
+                    self.phase = f"waiting for a peer that has the base's {entry.name}"
+                    log.info("No peer has %s yet: %s", entry.name, error)
+                    await asyncio.sleep(BASE_RETRY_S)
+            await asyncio.to_thread(shutil.copyfile, self.store.blobs.path(entry.blob.id), partial / entry.name)
+        partial.rename(self.home.path / "base")
+
+    async def _start_training(self, base_dir: Path) -> None:
+        assert self.runner is not None
+        if not self.config.train.enabled or self.config.data.path is None:
+            self.pause_reason = "no data was given" if self.config.train.enabled else "training is off (train.enabled)"
+            return
+        try:
+            await self.trainer.prepare_data(base_dir)
+        except NodeError as error:
+            self.trouble = f"{error} {error.hint}".strip()
+            log.error("The data cannot be used: %s %s", error, error.hint)  # noqa: TRY400 - a sentence
+            return
+        if self.pause_reason is None:
+            self.runner.feed(io.TrainingAllowed(allowed=True))
+
+    def _publish_admission(self) -> None:
+        """Offer our admission once the grant of our invite is known, until a checkpoint has carried it."""
+        runner = self.runner
+        seed = self.store.get_meta(INVITE_KEY)
+        if runner is None or seed is None:
+            return
+        members = runner.state.tree.head().members
+        if members.find(self.key.public_key) is not None:
+            return
+        grant = find_grant(SigningKey.from_seed(seed).public_key, members, runner.state.records.values())
+        if grant is None:
+            runner.warnings["admission"] = "waiting to see the invite's grant on the chain"
+            return
+        runner.warnings.pop("admission", None)
+        found_id, roles = grant
+        if not self.config.certify:
+            roles &= ~ROLE_CERTIFY
+        name = self.config.node.name or name_of(self.key.public_key)
+        envelope = make_admission(
+            self.key, swarm=self.genesis.swarm, invite_seed=seed, grant_id=found_id, roles=roles, name=name
+        )
+        if envelope.id not in runner.state.records:
+            runner.submit(envelope)
+
+    async def _measure_rounds(self, base: PreparedBase) -> None:
+        """After each training, when the trainer is free, measure the newest shared model on held-out rows."""
+        assert self.runner is not None
+        measured: set[bytes] = set()
+        while True:
+            await self._measure.wait()
+            self._measure.clear()
+            head = self.runner.state.tree.head()
+            manifest = self.store.manifest(head.id)
+            if head.last_normal.checkpoint in measured or manifest is None:
+                continue
+            measured.add(head.last_normal.checkpoint)
+            try:
+                if self.store.get_meta(BASE_LOSS_KEY) is None and (loss := await self.trainer.evaluate(base.manifest)):
+                    self.store.set_meta(BASE_LOSS_KEY, repr(loss).encode())
+                loss = await self.trainer.evaluate(manifest)
+            except NodeError as error:
+                log.warning("The shared model could not be measured: %s", error)
+                continue
+            self.store.measure_round(head.last_normal.checkpoint, heldout_loss=loss)
+
+    # ---- the owner's wishes --------------------------------------------------------------------------
+
+    async def pause(self, *, for_ms: int) -> None:
+        """Stop training and free its memory; go on serving and certifying."""
+        self._cancel_timer()
+        self.pause_reason = "by its owner"
+        if self.runner is not None:
+            self.runner.feed(io.TrainingAllowed(allowed=False))
+            self.runner.stop_training()
+        await self.trainer.pause()
+        if for_ms:
+            self._resume_timer = asyncio.get_running_loop().call_later(for_ms / 1000, self.resume)
+
+    def resume(self) -> None:
+        """Train again."""
+        self._cancel_timer()
+        self.pause_reason = None
+        if self.runner is not None and self.trainer.data_summary:
+            self.runner.feed(io.TrainingAllowed(allowed=True))
+
+    def finish(self) -> None:
+        """Stop after the delta in the making has been published."""
+        self.finishing = True
+        runner = self.runner
+        if runner is None or not runner.is_training:
+            self.stop.set()
+            return
+        runner.on_trained.append(self.stop.set)
+        runner.feed(io.TrainingAllowed(allowed=False))
+
+    def _cancel_timer(self) -> None:
+        if self._resume_timer is not None:
+            self._resume_timer.cancel()
+            self._resume_timer = None
+
+
+class LateInbound:
+    """Answers peers from the first moment; says "busy" to what only a running round machine can answer."""
+
+    def __init__(self, blobs: BlobStore, genesis: Genesis) -> None:
+        self._blobs = blobs
+        self._genesis = genesis
+        self._runner: Runner | None = None
+
+    def open(self, runner: Runner) -> None:
+        """The round machine is there."""
+        self._runner = runner
+
+    def blobs(self) -> BlobStore:
+        """Where blobs are served from."""
+        return self._blobs
+
+    async def handle(self, peer: bytes, request: peer_pb2.Request) -> peer_pb2.Response:
+        """Answer one request."""
+        if self._runner is not None:
+            return await self._runner.exchange.handle(peer, request)
+        if request.WhichOneof("body") == "get_genesis":
+            return peer_pb2.Response(objects=peer_pb2.Objects(envelopes=[self._genesis.envelope.encode()]))
+        busy = peer_pb2.Failure(code=peer_pb2.Failure.BUSY, detail="this node is still loading its base model")
+        return peer_pb2.Response(failure=busy)
+
+
+def read_genesis(home: Home) -> Genesis:
+    """The genesis in a home.
+
+    Raises:
+        NodeError: There is none, or the file is damaged.
+    """
+    try:
+        return open_genesis(home.genesis_file.read_bytes())
+    except FileNotFoundError as error:
+        raise NodeError(
+            f"{home.path} belongs to no swarm yet",
+            hint="Use `fullrank create` or `fullrank join LINK`.",
+            exit_code=ExitCode.CONFIG,
+        ) from error
+    except ProtocolError as error:
+        raise NodeError(
+            f"{home.genesis_file} is damaged: it {error.detail}",
+            hint="Join the swarm again into a fresh home with the same identity.key.",
+            exit_code=ExitCode.CONFIG,
+        ) from error
+
+
+def find_grant(invite_key: bytes, members: Members, waiting: Iterable[Envelope]) -> tuple[bytes, int] | None:
+    """Id and roles of an invite's grant: in force, or waiting to be carried."""
+    grant = members.grant_of_invite(invite_key)
+    if grant is not None:
+        return grant.id, grant.roles
+    for envelope in waiting:
+        if envelope.type == wire.GRANT:
+            message = decode_payload(envelope, wire.Grant)
+            if message.invite_key == invite_key:
+                return grant_id(envelope), message.roles
+    return None

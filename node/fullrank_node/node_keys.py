@@ -1,0 +1,18 @@
+"""Names under which a home's store keeps single values."""
+
+INVITE_KEY = "invite"
+"""Secret seed of the invite that this node joins by; the daemon makes its admission from it."""
+
+BASE_DIGEST_KEY = "base_digest"
+"""Model digest of the genesis masters, 32 bytes."""
+
+BASE_DIR_KEY = "base_dir"
+"""Directory of the base model on this machine."""
+
+BASE_LOSS_KEY = "base_loss"
+"""Held-out loss of the base, as text."""
+
+
+def verdict_key(checkpoint: bytes) -> str:
+    """Whether a checkpoint held when it was recomputed here."""
+    return f"verdict:{checkpoint.hex()}"

@@ -1,0 +1,177 @@
+"""One look at a running node: what it is doing and why (`status`)."""
+
+import os
+import shutil
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import psutil
+
+from fullrank_node.api import control_pb2 as wire
+from fullrank_node.node_keys import BASE_LOSS_KEY
+from fullrank_node.people import name_of_member
+from fullrank_protocol.chain import ChainState
+from fullrank_protocol.fork_choice import Tree
+from fullrank_protocol.identity import peer_id
+from fullrank_protocol.limits import PROTOCOL_VERSION
+
+if TYPE_CHECKING:
+    from fullrank_node.node import Node
+    from fullrank_node.runner import Runner
+
+SOFTWARE = f"fullrank {version('fullrank')}"
+
+
+def status_reply(node: "Node") -> wire.StatusReply:
+    """The state of a node now; reads memory, one directory size and a few counters."""
+    genesis, now_ms = node.genesis, node.clock.now_ms()
+    runner = node.runner
+    slot = max(genesis.slot_at(now_ms), 0)
+    peers = node.network.peers()
+    members = runner.state.tree.head().members if runner is not None else None
+    reply = wire.StatusReply(
+        node_name=node.config.node.name or name_of_member(node.key.public_key, members),
+        member_key=node.key.public_key,
+        peer_id=peer_id(node.key.public_key),
+        software=SOFTWARE,
+        protocol_version=PROTOCOL_VERSION,
+        swarm=genesis.swarm,
+        swarm_name=genesis.name,
+        base=genesis.base.reference or "local directory",
+        slot=slot,
+        slot_ends_in_ms=max(genesis.slot_end_ms(slot) - now_ms, 0),
+        slot_window_ms=genesis.timing.slot_window_ms,
+        peers_connected=len(peers),
+        peers_known=len(peers) + len(node.network.connection_errors()),
+        reachability="outbound only" if node.config.network.no_listen else "listening",
+        addresses=node.network.addresses(),
+        disk_used_bytes=node.store.blobs.total_bytes(),
+        disk_free_bytes=shutil.disk_usage(node.home.path).free,
+        uptime_ms=now_ms - node.started_at_ms,
+        training=_training(node, now_ms),
+        device=wire.ComputeDevice(name=node.config.train.device, threads=node.threads),
+        processes=wire.Processes(
+            daemon=os.getpid(),
+            trainer=node.trainer.pid or 0,
+            worker=node.worker.pid or 0,
+            daemon_resident_bytes=psutil.Process().memory_info().rss,
+        ),
+    )
+    for address, detail in node.network.connection_errors().items():
+        reply.connection_failures.add(address=address, detail=detail)
+    if runner is not None:
+        _add_chain(reply, runner)
+        _add_own(reply, runner)
+        reply.warnings.extend(runner.warnings.values())
+    if node.trouble is not None:
+        reply.warnings.append(node.trouble)
+    reply.state, reply.reason = _state(node, reply)
+    return reply
+
+
+def _training(node: "Node", now_ms: int) -> wire.TrainingProgress:
+    now = node.trainer.now
+    busy_ms = now.busy_ms + (now_ms - now.started_at_ms if now.started_at_ms is not None else 0)
+    progress = wire.TrainingProgress(
+        step=now.step,
+        of=now.of,
+        ends_in_ms=max(now.deadline_ms - now_ms, 0),
+        num_tokens=now.num_tokens,
+        tokens_per_second=now.tokens_per_second,
+        share_of_time=busy_ms / max(now_ms - node.started_at_ms, 1),
+    )
+    if now.loss_last is not None and now.loss_first is not None:
+        progress.loss_first, progress.loss_last = now.loss_first, now.loss_last
+    return progress
+
+
+def _add_chain(reply: wire.StatusReply, runner: "Runner") -> None:
+    tree = runner.state.tree
+    head = tree.head()
+    reply.round = head.round
+    reply.head.CopyFrom(_line(head, runner))
+    reply.justified.CopyFrom(_line(tree.highest_justified(), runner))
+    reply.final.CopyFrom(_line(tree.state(tree.final.checkpoint), runner))
+    members = head.members
+    reply.members, reply.certifiers = len(members.members), len(members.certifiers)
+    reply.member = members.is_member(runner.key.public_key)
+    reply.certifier = runner.key.public_key in members.certifiers
+    reply.finality.CopyFrom(_finality(tree, head))
+    losses = [row for row in runner.store.rounds(50) if row.heldout_loss is not None]
+    base_loss = runner.store.get_meta(BASE_LOSS_KEY)
+    if base_loss is not None:
+        reply.held_out_loss_base = float(base_loss)
+    if losses and losses[-1].heldout_loss is not None:
+        reply.held_out_loss_now, reply.held_out_loss_round = losses[-1].heldout_loss, losses[-1].round
+    ranks = [row for row in runner.store.rounds(50) if row.effective_rank is not None]
+    if ranks and ranks[-1].effective_rank is not None:
+        full = min(min(module.out_features, module.in_features) for module in runner.genesis.modules)
+        reply.rank.effective, reply.rank.round, reply.rank.of = ranks[-1].effective_rank, ranks[-1].round, full
+
+
+def _finality(tree: Tree, head: ChainState) -> wire.Finality:
+    """Votes for the newest checkpoint, and whose votes are missing where finality lags."""
+    counted = head.newest_set | head.second_set
+    finality = wire.Finality(
+        votes=len(counted) - len(tree.missing_voters(head.id)), needed=2 * len(head.newest_set) // 3 + 1
+    )
+    if tree.is_final(head):
+        return finality
+    missing = sorted(name_of_member(key, head.members) for key in _silent(tree, head))
+    finality.waiting_for.extend(missing)
+    if missing:
+        finality.reason = f"waiting for certifiers: {', '.join(missing)}"
+    else:
+        finality.reason = "waiting for the next slot's checkpoint"
+    return finality
+
+
+def _silent(tree: Tree, head: ChainState) -> frozenset[bytes]:
+    """Certifiers that voted neither for the head nor for its parent: the newest votes may still be on their way."""
+    missing = tree.missing_voters(head.id)
+    if head.parent is not None and head.parent != tree.root.id:
+        missing &= tree.missing_voters(head.parent)
+    return missing
+
+
+def _line(state: ChainState, runner: "Runner") -> wire.CheckpointLine:
+    digest = state.model_digest or runner.state.base_digest
+    return wire.CheckpointLine(id=state.id, slot=state.slot, round=state.round, digest=digest)
+
+
+def _add_own(reply: wire.StatusReply, runner: "Runner") -> None:
+    mine = reply.mine
+    for row in runner.store.contributions(runner.key.public_key, limit=10_000):
+        if row.status == "refused" and not mine.last_refusal:
+            mine.last_refusal = row.detail
+        field = {"accepted": "accepted", "refused": "refused", "late": "late"}.get(row.status, "pending")
+        setattr(mine, field, getattr(mine, field) + 1)
+
+
+def _state(node: "Node", reply: wire.StatusReply) -> tuple["wire.NodeState", str]:
+    """The state in one word, and its reason: the first line that holds."""
+    runner = node.runner
+    if runner is None or node.stop.is_set():
+        if node.stop.is_set():
+            return wire.NODE_STOPPING, ""
+        return (wire.NODE_TROUBLED, node.trouble) if node.trouble is not None else (wire.NODE_STARTING, node.phase)
+    total = node.genesis.training.total_rounds
+    alone = not reply.peers_connected and reply.certifiers > 1
+    states: list[tuple[bool, wire.NodeState, str]] = [
+        (node.trouble is not None, wire.NODE_TROUBLED, node.trouble or ""),
+        (runner.state.alarmed, wire.NODE_TROUBLED, runner.warnings.get("conflict", "")),
+        (node.finishing, wire.NODE_FINISHING, "after the delta in the making"),
+        (alone, wire.NODE_NO_PEERS, "no peer is connected; trying again and again"),
+        (node.pause_reason is not None, wire.NODE_PAUSED, node.pause_reason or ""),
+        (runner.is_training, wire.NODE_TRAINING, ""),
+        (
+            bool(runner.state.unverified),
+            wire.NODE_SYNCING,
+            f"{len(runner.state.unverified)} checkpoints to recompute",
+        ),
+        (not reply.member, wire.NODE_WAITING, runner.warnings.get("admission", "to be admitted")),
+        (bool(total) and reply.round >= total, wire.NODE_WAITING, f"all {total} rounds are done"),
+        (not runner.state.trains, wire.NODE_STARTING, "preparing the data"),
+    ]
+    found = next((line for line in states if line[0]), (True, wire.NODE_WAITING, "for the next round"))
+    return found[1], found[2]
