@@ -44,9 +44,6 @@ class DataSection(_Section):
     """What this node trains on. It never leaves the machine."""
 
     path: Path | None = Field(default=None, description="JSONL file, or directory with train.jsonl")
-    format: Literal["auto", "text", "completion", "messages", "alpaca", "conversations"] = Field(
-        default="auto", description="shape of the rows; auto: told by the fields of the first row"
-    )
     valid_path: Path | None = Field(default=None, description="held-out rows; none: a share of the data")
     valid_fraction: float = Field(default=0.05, ge=0.0, le=0.5, description="share held out when no file is given")
 
@@ -142,7 +139,7 @@ def set_value(path: Path, key: str, text: str) -> None:
     Raises:
         NodeError: The key is unknown or the value wrong; the file is then as it was.
     """
-    _require_known(key, origin="the command line")
+    require_known(key, origin="the command line")
     present = _with_absolute_paths(read_file(path), path.parent)
     change = _with_absolute_paths(_nested(key, _from_text(key, text) if text else None), Path.cwd())
     _write(path, _merged(present, change), {str(path): present, "the command line": change})
@@ -182,6 +179,12 @@ def valid_keys() -> list[str]:
     return [key for key, _ in _fields()]
 
 
+def require_known(key: str, *, origin: str, shown: str = "") -> None:
+    """Raises NodeError, with the nearest valid key, unless `key` is one; `shown` is how the person wrote it."""
+    if key not in valid_keys():
+        raise _unknown(key, origin=origin, shown=shown)
+
+
 def describe(key: str) -> str:
     """What a key means, in a few words."""
     return dict(_fields())[key].description or ""
@@ -204,7 +207,7 @@ def _environment_values(environment: Mapping[str, str]) -> dict[str, Any]:
         key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace(ENVIRONMENT_DELIMITER, ".")
         # A variable that only shares our prefix is somebody else's; one that looks like a key is a mistake.
         if "." in key or key in valid_keys() or _nearest(key, cutoff=0.8):
-            _require_known(key, origin="the environment", shown=variable)
+            require_known(key, origin="the environment", shown=variable)
             if text:
                 values = _merged(values, _nested(key, _from_text(key, text)))
     return values
@@ -297,11 +300,6 @@ def _explained(problem: ErrorDetails, layers: Mapping[str, Values]) -> NodeError
         hint=f"Change it there, or with `fullrank config set {key} VALUE`.",
         exit_code=ExitCode.CONFIG,
     )
-
-
-def _require_known(key: str, *, origin: str, shown: str = "") -> None:
-    if key not in valid_keys():
-        raise _unknown(key, origin=origin, shown=shown)
 
 
 def _unknown(key: str, *, origin: str, shown: str = "") -> NodeError:

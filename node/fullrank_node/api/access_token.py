@@ -20,7 +20,7 @@ def create_token(path: Path) -> str:
         NodeError: The disk is full.
     """
     token = secrets.token_hex(TOKEN_BYTES)
-    write_atomically(path, token.encode("ascii"), mode=0o600)
+    write_atomically(path, token.encode("ascii"))
     return token
 
 

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar, cast
 
 import grpc
 
-from fullrank_node.api import access_token, control_pb2_grpc
+from fullrank_node.api import access_token, control_pb2_grpc, failures
 from fullrank_node.api import control_pb2 as wire
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.home import Home
@@ -19,8 +19,6 @@ CALL_TIMEOUT_S = 10.0
 
 MAX_REPLY_BYTES = 16 << 20
 """A long history of a large swarm; above, the limits of the requests should have cut it."""
-
-_FAILURE_METADATA_KEY = "fullrank-failure-bin"
 
 _Reply = TypeVar("_Reply")
 
@@ -138,10 +136,8 @@ class ControlClient:
 
 def _explained(error: Any, timeout_s: float) -> NodeError:
     """What a failed call means to a person."""
-    for key, value in error.trailing_metadata() or ():
-        if key == _FAILURE_METADATA_KEY:
-            failure = wire.ControlFailure.FromString(value)
-            return NodeError(failure.what, hint=failure.hint, exit_code=_exit_code(failure.exit_code))
+    if (sent := failures.from_metadata(error.trailing_metadata())) is not None:
+        return sent
     code = error.code()
     if code == grpc.StatusCode.UNAVAILABLE:
         return NodeError(
@@ -165,10 +161,3 @@ def _explained(error: Any, timeout_s: float) -> NodeError:
         f"the daemon failed to answer ({code.name}): {error.details()}",
         hint="See `fullrank logs`.",
     )
-
-
-def _exit_code(number: int) -> ExitCode:
-    try:
-        return ExitCode(number)
-    except ValueError:
-        return ExitCode.ERROR

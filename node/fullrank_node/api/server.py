@@ -19,7 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fullrank_node.api import control_pb2 as wire
-from fullrank_node.api import control_pb2_grpc, last_status
+from fullrank_node.api import control_pb2_grpc, failures, last_status
 from fullrank_node.api.access_token import METADATA_KEY
 from fullrank_node.api.view import NodeView
 from fullrank_node.errors import ExitCode, NodeError
@@ -27,9 +27,6 @@ from fullrank_node.home import MAX_SOCKET_PATH_BYTES
 from fullrank_protocol.errors import ProtocolError
 
 SERVICE = wire.DESCRIPTOR.services_by_name["Control"].full_name
-
-FAILURE_METADATA_KEY = "fullrank-failure-bin"
-"""Trailing metadata with a serialised ControlFailure: "-bin" lets it hold any characters."""
 
 MAX_REQUEST_BYTES = 64 << 10
 """The largest request is a name and a few numbers; the default of 4 MiB would only serve mischief."""
@@ -39,6 +36,9 @@ MAX_CONCURRENT_CALLS = 32
 
 REMEMBER_INTERVAL_S = 30.0
 """How old the last known state in the home may be after a kill: small beside a round, and one small write."""
+
+REMEMBER_TIMEOUT_S = 2.0
+"""A status comes from memory; a node that cannot give one any more must still be able to end."""
 
 STOP_GRACE_S = 1.0
 """Lets the reply to `stop` reach the command that asked for it."""
@@ -103,26 +103,30 @@ class ControlServer:
 
     async def stop(self) -> None:
         """Remembers the last status, lets running calls end, and removes the socket. Safe to call twice."""
-        if self._remembering is not None:
-            self._remembering.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._remembering
-            self._remembering = None
-            await self.remember()
-        if self._server is not None:
-            await self._health.enter_graceful_shutdown()
-            await self._server.stop(STOP_GRACE_S)
-            self._server = None
-        self._socket_path.unlink(missing_ok=True)
+        remembering, self._remembering = self._remembering, None
+        server, self._server = self._server, None
+        try:
+            if remembering is not None:
+                remembering.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await remembering
+                await self.remember()
+        finally:
+            if server is not None:
+                await self._health.enter_graceful_shutdown()
+                await server.stop(STOP_GRACE_S)
+            self._socket_path.unlink(missing_ok=True)
 
     async def remember(self) -> None:
         """Writes the present status into the home, for `fullrank status` after the daemon's end."""
         if self._remember_path is None:
             return
         try:
-            last_status.write(self._remember_path, await self._view.status(wire.StatusRequest()))
+            async with asyncio.timeout(REMEMBER_TIMEOUT_S):
+                status = await self._view.status(wire.StatusRequest())
+            last_status.write(self._remember_path, status)
         except (NodeError, OSError) as error:
-            # A convenience for people: a full disk is reported by whatever has to be written.
+            # A convenience for people, so it may fail (TimeoutError is an OSError): a full disk is reported elsewhere.
             _LOG.warning("cannot remember the status: %s", error)
 
     async def _remember_regularly(self) -> None:
@@ -165,11 +169,10 @@ def _answered(method: Callable[[_Request], Awaitable[_Reply]]) -> Callable[[_Req
         try:
             return await method(request)
         except NodeError as error:
-            failure = wire.ControlFailure(what=str(error), hint=error.hint, exit_code=error.exit_code)
+            failure = error
         except ProtocolError as error:
-            failure = wire.ControlFailure(what=error.detail, exit_code=ExitCode.PROTOCOL)
-        metadata = ((FAILURE_METADATA_KEY, failure.SerializeToString()),)
-        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, failure.what, metadata)
+            failure = NodeError(error.detail, exit_code=ExitCode.PROTOCOL)
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(failure), failures.to_metadata(failure))
         raise AssertionError("abort always raises")
 
     return handle
