@@ -1,0 +1,1 @@
+"""The command `fullrank`: parses, asks the daemon or calls one function, prints, and exits with a documented code."""

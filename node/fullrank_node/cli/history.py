@@ -1,0 +1,70 @@
+"""`fullrank history`: what became of every own contribution, and how the shared model grew."""
+
+from typing import Annotated
+
+import typer
+
+from fullrank_node.api import control_pb2 as wire
+from fullrank_node.cli import render
+from fullrank_node.cli.options import HomeOption, JsonOption, home_of
+
+
+def history(
+    number: Annotated[int | None, typer.Argument(metavar="ROUND", min=0, help="Only this round, in full.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Newest lines to show.")] = 20,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show own contributions with their verdicts, and the rounds."""
+    from fullrank_node.api.client import connect
+
+    with connect(home_of(home)) as client:
+        reply = client.history(round=number, limit=limit)
+    if as_json:
+        render.print_json(render.plain(reply))
+        return
+    whose = "contributions" if number is not None else "own contributions"
+    if reply.rounds:
+        columns = (">round", ">slot", "standing", ">merged", ">refused", ">tokens", ">norm", ">rank", ">loss", "digest")
+        render.print_table("rounds", columns, map(_round_cells, reply.rounds))
+    else:
+        typer.echo("no rounds yet")
+    if reply.contributions:
+        columns = ("id", "member", ">trained on", "verdict", ">round", ">weight", ">tokens", "loss", ">size", "reason")
+        render.print_table(f"\n{whose}", columns, map(_contribution_cells, reply.contributions))
+    else:
+        typer.echo(f"no {whose} yet")
+
+
+def _round_cells(line: wire.RoundLine) -> list[str]:
+    checkpoint = line.checkpoint
+    kind = f" ({line.kind})" if line.kind not in ("", "normal") else ""
+    return [
+        str(checkpoint.round),
+        str(checkpoint.slot),
+        line.standing + kind,
+        str(line.accepted),
+        str(line.refused),
+        f"{line.num_tokens:,}",
+        f"{line.update_norm:.3g}",
+        f"{line.effective_rank:.0f}" if line.effective_rank else "",
+        f"{line.held_out_loss:.3f}" if line.HasField("held_out_loss") else "",
+        checkpoint.digest.hex()[:12],
+    ]
+
+
+def _contribution_cells(line: wire.ContributionLine) -> list[str]:
+    reason = ": ".join(part for part in (line.rule, line.detail) if part)
+    loss = f"{line.loss_first:.3f} -> {line.loss_last:.3f}" if line.HasField("loss_last") else ""
+    return [
+        render.short(line.id),
+        "this node" if line.mine else line.member_name or render.short(line.member),
+        f"round {line.base_round}",
+        line.verdict,
+        str(line.round) if line.HasField("round") else "",
+        f"{line.weight:.3g}" if line.verdict == "accepted" else "",
+        f"{line.num_tokens:,}",
+        loss,
+        render.bytes_text(line.num_bytes),
+        reason,
+    ]

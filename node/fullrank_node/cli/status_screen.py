@@ -1,0 +1,160 @@
+"""What `status` shows: a status reply in, labelled lines out. Every state has its reason."""
+
+from fullrank_node.api import control_pb2 as wire
+from fullrank_node.cli.render import Line, bytes_text, clean, duration_text, plural
+
+_GAP = "   "
+
+_STATE_WORDS = {
+    wire.NODE_STATE_UNSPECIFIED: "unknown",
+    wire.NODE_STARTING: "starting",
+    wire.NODE_SYNCING: "syncing",
+    wire.NODE_TRAINING: "training",
+    wire.NODE_WAITING: "waiting",
+    wire.NODE_PAUSED: "paused",
+    wire.NODE_NO_PEERS: "no peers",
+    wire.NODE_FINISHING: "finishing",
+    wire.NODE_STOPPING: "stopping",
+    wire.NODE_TROUBLED: "in trouble",
+}
+
+DIGEST_DIGITS = 16
+"""Digits of a model digest as shown: enough to compare two screens by eye."""
+
+
+def status_lines(status: wire.StatusReply) -> list[Line]:
+    """The screen, line by line; lines about which nothing is known are left out."""
+    lines = [
+        ("", _headline(status)),
+        ("device", _device(status)),
+        ("loss", _loss(status)),
+        ("peers", _peers(status)),
+        ("mine", _mine(status)),
+        ("model", _model(status)),
+        ("final", _finality(status)),
+        ("disk", _disk(status)),
+    ]
+    lines += [("trouble", f"cannot reach {clean(f.address)}: {clean(f.detail)}") for f in status.connection_failures]
+    lines += [("warning", clean(warning)) for warning in status.warnings]
+    return [(label, text) for label, text in lines if text]
+
+
+def state_text(status: wire.StatusReply) -> str:
+    """The state in words, with its reason where it has one."""
+    words = _STATE_WORDS.get(status.state, "unknown")
+    return f"{words} ({clean(status.reason)})" if status.reason else words
+
+
+def _headline(status: wire.StatusReply) -> str:
+    training = status.training
+    parts = [
+        f"{clean(status.node_name)}  {state_text(status)}",
+        f"swarm {clean(status.swarm_name)}" if status.swarm_name else "",
+        f"round {status.round}",
+    ]
+    if status.state in (wire.NODE_TRAINING, wire.NODE_FINISHING) and training.of:
+        parts.append(f"step {training.step}/{training.of}")
+        parts.append(f"about {duration_text(training.ends_in_ms)} left" if training.ends_in_ms else "")
+    elif status.slot_ends_in_ms:
+        parts.append(f"slot {status.slot} ends in {duration_text(status.slot_ends_in_ms)}")
+    return _joined(parts)
+
+
+def _device(status: wire.StatusReply) -> str:
+    device = status.device
+    if not device.name:
+        return ""
+    name = clean(device.name)
+    if device.memory_total_bytes:
+        name += f" {bytes_text(device.memory_total_bytes)}"
+    if device.memory_used_bytes:
+        name += f", {bytes_text(device.memory_used_bytes)} used"
+    threads = plural(device.threads, "thread") if device.threads else ""
+    limits = "limits  " + ", ".join(clean(limit) for limit in status.limits_acting) if status.limits_acting else ""
+    return _joined([name, threads, limits])
+
+
+def _loss(status: wire.StatusReply) -> str:
+    training, parts = status.training, []
+    if training.HasField("loss_last"):
+        start = f" (start {training.loss_first:.3f})" if training.HasField("loss_first") else ""
+        parts.append(f"{training.loss_last:.3f}{start}")
+    if status.HasField("held_out_loss_base"):
+        now = f" -> {status.held_out_loss_now:.3f}" if status.HasField("held_out_loss_now") else ""
+        parts.append(f"held-out, shared model {status.held_out_loss_base:.3f}{now}")
+    return _joined(parts)
+
+
+def _peers(status: wire.StatusReply) -> str:
+    parts = [f"{status.peers_connected} connected"]
+    if status.peers_known:
+        parts.append(f"{status.peers_known} known")
+    if status.reachability:
+        parts.append(clean(status.reachability))
+    members = ""
+    if status.members:
+        members = f"swarm of {plural(status.members, 'member')}, {plural(status.certifiers, 'certifier')}"
+        role = "certifier" if status.certifier else "member" if status.member else "not admitted yet"
+        members += f" (this node: {role})"
+    return _joined([", ".join(parts), members])
+
+
+def _mine(status: wire.StatusReply) -> str:
+    mine = status.mine
+    total = mine.accepted + mine.refused + mine.late + mine.pending
+    counts = [
+        f"{count} {word}"
+        for count, word in (
+            (mine.accepted, "accepted"),
+            (mine.pending, "pending"),
+            (mine.late, "late"),
+            (mine.refused, "refused"),
+        )
+        if count
+    ]
+    text = plural(total, "delta") + (": " + ", ".join(counts) if counts else "")
+    if mine.refused and mine.last_refusal:
+        text += f" ({clean(mine.last_refusal)})"
+    share = status.training.share_of_time
+    training = f"{100 * share:.0f} % of the time training" if share > 0 else ""
+    return _joined([text, f"up {bytes_text(status.bytes_up)}  down {bytes_text(status.bytes_down)}", training])
+
+
+def _model(status: wire.StatusReply) -> str:
+    head, final, rank = status.head, status.final, status.rank
+    if not head.id:
+        return ""
+    if final.id == head.id:
+        text = f"round {head.round} final ({_votes(status)})"
+    elif final.round == head.round:
+        # An empty checkpoint after the final one changes no weights: what people train and pull is final.
+        text = f"round {head.round} final"
+    else:
+        text = f"round {head.round}, final to round {final.round}"
+    parts = [text + (f", digest {head.digest.hex()[:DIGEST_DIGITS]}…" if head.digest else "")]
+    if rank.of:
+        parts.append(f"rank of the accumulated update {rank.effective:.0f}/{rank.of}")
+    return _joined(parts)
+
+
+def _finality(status: wire.StatusReply) -> str:
+    if not status.head.id or status.final.round == status.head.round:
+        return ""
+    reason = clean(status.finality.reason) or f"{_votes(status)} have voted for the head"
+    return reason + (", provisionally final" if status.finality.provisional else "")
+
+
+def _votes(status: wire.StatusReply) -> str:
+    return f"{status.finality.votes} of {plural(status.certifiers, 'certifier')}"
+
+
+def _disk(status: wire.StatusReply) -> str:
+    if not status.disk_used_bytes:
+        return ""
+    free = f", {bytes_text(status.disk_free_bytes)} free" if status.disk_free_bytes else ""
+    up = f"running for {duration_text(status.uptime_ms)}" if status.uptime_ms else ""
+    return _joined([f"{bytes_text(status.disk_used_bytes)} used{free}", up])
+
+
+def _joined(parts: list[str]) -> str:
+    return _GAP.join(part for part in parts if part)
