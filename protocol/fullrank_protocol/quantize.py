@@ -53,8 +53,8 @@ def quantize_low_rank(
         ValueError: factors not finite, shapes that do not fit, or a component above the largest scale.
     """
     b_OR = np.asarray(B_OR, dtype=np.float64)
-    rank = b_OR.shape[1]
     _check_finite(module, b_OR, scale)
+    rank = b_OR.shape[1]
     top_R, exponent_R, unit_b_OR = _normalised(b_OR)
     if scale < 0:
         unit_b_OR = -unit_b_OR
@@ -63,9 +63,9 @@ def quantize_low_rank(
     unit_a_RI: FloatArray | None = None
     if A_RI is not None:
         a_RI = np.asarray(A_RI, dtype=np.float64)
+        _check_finite(module, a_RI, scale)
         if a_RI.shape[0] != rank:
             raise ValueError(f"{module}: found A with {a_RI.shape[0]} rows, required {rank}")
-        _check_finite(module, a_RI, scale)
         top_a_R, exponent_a_R, unit_a_IR = _normalised(a_RI.T)
         top_R, exponent_R, unit_a_RI = top_R * top_a_R, exponent_R + exponent_a_R, unit_a_IR.T
 

@@ -110,6 +110,8 @@ def weigh(
     Raises:
         ValueError: ids repeat, shapes differ, or a delta has no norm.
     """
+    if [len(row) for row in gram] != [len(entries)] * len(entries):
+        raise ValueError(f"found a Gram matrix of {len(gram)} rows, required {len(entries)} of {len(entries)} each")
     order = sorted(range(len(entries)), key=lambda i: entries[i].contribution_id)
     ascending = [entries[i] for i in order]
     g = [[float(gram[i][j]) for j in order] for i in order]
