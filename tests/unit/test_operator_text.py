@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from fullrank_node import config
+from fullrank_node.cli.main import INTERRUPTED
 from fullrank_node.errors import ExitCode
 from fullrank_node.home import Home
 
@@ -20,7 +21,7 @@ def test_every_configuration_key_is_described_with_its_default() -> None:
 
 def test_every_exit_code_is_described() -> None:
     described = {int(number) for number in re.findall(r"^\| (\d+) \|", TEXT, flags=re.MULTILINE)}
-    assert described == {code.value for code in ExitCode}
+    assert described == {*ExitCode, INTERRUPTED}
 
 
 def test_every_file_of_a_home_is_described() -> None:
