@@ -73,9 +73,9 @@ class Masters:
         if state.proposal is not None or any(retry == 0 for retry in state.merging.values()):
             return
         self._store.forget_manifests(keep=keep)
-        used = {sha256 for manifest in self._store.manifests().values() for sha256 in manifest.values()}
+        used = self._merger.forget(keep=state.merges)
+        used |= {sha256 for manifest in self._store.manifests().values() for sha256 in manifest.values()}
         self._files.collect(used)
-        self._merger.forget(keep=[])
 
     async def _replay(self, checkpoint: Checkpoint, parent_manifest: dict[str, str], tree: Tree) -> dict[str, str]:
         request = merge_request(checkpoint, tree)

@@ -5,7 +5,7 @@ is not kept any more is made again from the nearest ancestor that has one.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fullrank_node.child import ChildDiedError, ChildFailedError, ChildProcess
@@ -13,7 +13,7 @@ from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.home import Home
 from fullrank_node.store import Store
 from fullrank_protocol.contribution import Contribution
-from fullrank_protocol.errors import Rule
+from fullrank_protocol.errors import RejectError, Rule
 from fullrank_protocol.genesis import Genesis
 from fullrank_protocol.round_io import Merge, Merged, MergeEntry, MergeKey
 from fullrank_protocol.scaled import Scaled
@@ -108,13 +108,16 @@ class Merger:
         """Master files of a merge made since the start."""
         return self._manifests.get(key)
 
-    def forget(self, *, keep: Sequence[MergeKey]) -> None:
-        """Drop the manifests of merges that no kept checkpoint uses."""
+    def forget(self, *, keep: Iterable[MergeKey]) -> set[str]:
+        """Drop the manifests of all merges but `keep`; the master files (SHA-256 hex) that those still name."""
         self._manifests = {key: self._manifests[key] for key in keep if key in self._manifests}
+        return {sha256 for manifest in self._manifests.values() for sha256 in manifest.values()}
 
     async def _call(self, method: str, params: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
         try:
             return await self._worker.call(method, params, timeout_s=timeout_s)
+        except RejectError as error:
+            raise MergeRejectedError(error.rule, error.detail) from error
         except (ChildDiedError, ChildFailedError, TimeoutError) as error:
             raise NodeError(
                 f"the worker failed at {method}: {error or 'no answer in time'}",

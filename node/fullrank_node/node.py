@@ -100,7 +100,7 @@ class Node:
                 software=SOFTWARE,
                 slot_window_ms=self.genesis.timing.slot_window_ms,
             ),
-            peer_cache_path=home.peers_file,
+            cache_path=home.peers_file,
             is_member=self._is_member,
             slot_now=lambda: self.genesis.slot_at(clock.now_ms()),
         )
@@ -145,6 +145,7 @@ class Node:
 
     @contextlib.asynccontextmanager
     async def _control(self) -> AsyncIterator[None]:
+        self.home.clear_run()
         runtime = self.home.make_runtime_dir()
         server = ControlServer(
             DaemonView(self),

@@ -268,6 +268,7 @@ def _receive_checkpoint(state: RoundState, envelope: Envelope, now_ms: int) -> I
         state.candidates.setdefault(contribution.id, Candidate(contribution, received_at_ms=now_ms))
     for vote in checkpoint.votes:
         _note_own_vote(state, vote)
+    state.known.update(_carried(checkpoint))
     yield Keep(envelope=envelope, slot=checkpoint.slot)
     yield from _report(state, offences)
 
@@ -638,27 +639,49 @@ def _has_rival(state: RoundState, head: ChainState, slot: int, now_ms: int) -> b
 
 
 def _train(state: RoundState, now_ms: int) -> Iterator[Action]:
-    """Train on the head, once a head, where enough of the window is left to be worth it."""
+    """Train on the head, once for the same weights, where enough of the slot is left to be worth it."""
     head = state.tree.head()
     if not state.trains or state.training is not None or head.id in state.trained_on:
         return
     total = state.genesis.training.total_rounds
-    if total and head.round >= total:
+    if (total and head.round >= total) or now_ms < state.train_not_before_ms or not _may_contribute(state, head):
         return
-    if now_ms < state.train_not_before_ms or not _may_contribute(state, head) or _is_behind(state, now_ms):
-        return
-    if (state.key, head.id) in head.used or any(
-        (c.contribution.member, c.contribution.base_checkpoint) == (state.key, head.id)
-        for c in state.candidates.values()
-    ):
+    if _has_contributed(state, head) or _is_behind(state, now_ms) or _expects_new_head(state, head, now_ms):
         return
     window = state.genesis.timing.slot_window_ms
     slot = max(state.genesis.slot_at(now_ms), head.slot + 1)
     deadline = state.genesis.slot_end_ms(slot) - window // DEADLINE_SHARE
     if deadline - now_ms < window // MIN_TRAINING_SHARE:
-        deadline += window
+        return
     state.training = head.here
     yield Train(base=head.here, base_round=head.round, deadline_ms=deadline)
+
+
+def _has_contributed(state: RoundState, head: ChainState) -> bool:
+    """Whether a delta of ours on these very weights was used or waits (empty checkpoints keep the weights)."""
+    if (state.key, head.id) in head.used:
+        return True
+    mine = (c.contribution for c in state.candidates.values() if c.contribution.member == state.key)
+    bases = (state.tree.lookup(contribution.base_checkpoint) for contribution in mine)
+    return any(base is not None and base.last_normal == head.last_normal for base in bases)
+
+
+def _expects_new_head(state: RoundState, head: ChainState, now_ms: int) -> bool:
+    """Whether a slot has just ended in which something was offered: its checkpoint is worth waiting for.
+
+    Training on the old head would make every delta one round stale, and each stale one delays the next.
+    """
+    genesis = state.genesis
+    slot = genesis.slot_at(now_ms)
+    starts_at_ms = genesis.slot_start_ms(slot)
+    if head.slot >= slot - 1 or now_ms >= starts_at_ms + genesis.timing.slot_window_ms // MIN_TRAINING_SHARE:
+        return False
+    return any(
+        candidate.received_at_ms < starts_at_ms
+        and candidate.status is not DeltaStatus.REFUSED
+        and (candidate.contribution.member, candidate.contribution.base_checkpoint) not in head.used
+        for candidate in state.candidates.values()
+    )
 
 
 def _is_behind(state: RoundState, now_ms: int) -> bool:
@@ -694,6 +717,16 @@ def _take_up(state: RoundState, now_ms: int) -> Iterator[Action]:
 
 def _contributions(checkpoint: Checkpoint) -> list[Contribution]:
     return [a.contribution for a in checkpoint.accepted] + [r.contribution for r in checkpoint.refused]
+
+
+def _carried(checkpoint: Checkpoint) -> list[bytes]:
+    """Ids of everything that came inside a checkpoint, and need not come by itself any more."""
+    return [
+        *(contribution.id for contribution in _contributions(checkpoint)),
+        *(vote.id for vote in checkpoint.votes),
+        *(record.id for record in checkpoint.records),
+        *(piece.id for piece in checkpoint.evidence),
+    ]
 
 
 def _merge_key(checkpoint: Checkpoint) -> MergeKey:
