@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 from fullrank_node.network.asking import OpenStream, ask, request_peer, short
 from fullrank_node.network.frames import PIECE_BYTES
 from fullrank_node.network.interface import BlobStore, BlobUnavailable, BlobWriter, NetworkError, PeerUnreachable
-from fullrank_node.network.limits import TransferLimits
+from fullrank_node.network.limits import Traffic, TransferLimits
 from fullrank_protocol.blob import BlobRef, check_header, chunk_size
 from fullrank_protocol.errors import RejectError
 from fullrank_protocol.wire import peer_pb2
@@ -92,6 +92,7 @@ class BlobFetcher:
         prepare: Callable[[peer_pb2.Request], peer_pb2.Request],
         connected: Callable[[], Sequence[bytes]],
         limits: TransferLimits,
+        traffic: Traffic,
     ) -> None:
         """Initialises.
 
@@ -101,6 +102,7 @@ class BlobFetcher:
             prepare: Fills in version and swarm.
             connected: Peers to ask beside the providers, the best first.
             limits: Bounds in time and number.
+            traffic: Counts what arrives.
         """
         self.banned: dict[bytes, str] = {}
         self._own_key = own_key
@@ -108,6 +110,7 @@ class BlobFetcher:
         self._prepare = prepare
         self._connected = connected
         self._limits = limits
+        self._traffic = traffic
         self._transfers = asyncio.Semaphore(limits.concurrent)
         self._locks: weakref.WeakValueDictionary[bytes, asyncio.Lock] = weakref.WeakValueDictionary()
 
@@ -228,7 +231,9 @@ class BlobFetcher:
         least = self._limits.min_bytes_per_s_alone if patient else self._limits.min_bytes_per_s
         gate = SpeedGate(reader, limits=self._limits, min_bytes_per_s=least)
         for index in range(first, first + count):
-            await download.write(index, await gate.read_exactly(chunk_size(download.ref.num_bytes, index)))
+            data = await gate.read_exactly(chunk_size(download.ref.num_bytes, index))
+            self._traffic.add(down=len(data))
+            await download.write(index, data)
 
 
 def runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:

@@ -128,8 +128,11 @@ class Directory:
         """Takes over what an earlier directory of this node held, after p2pd was replaced."""
         self._node.protocol.storage = older._node.protocol.storage
 
-    async def close(self) -> None:
-        """Stops answering."""
+    async def close(self, *, alive: bool) -> None:
+        """Stops answering. With p2pd dead there is nobody to sign off from: hivemind would wait for ever."""
+        self._node.is_alive = False
+        if not alive:
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SHUTDOWN_TIMEOUT_S):
                 await self._node.shutdown()

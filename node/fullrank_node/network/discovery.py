@@ -41,7 +41,7 @@ class Discovery:
         addresses: Callable[[], list[str]],
         publish: Callable[[str, int, Envelope], Awaitable[None]],
         lookup: Callable[[str, int], Awaitable[list[bytes]]],
-        greet_again: Callable[[], Awaitable[None]],
+        meet_again: Callable[[], Awaitable[None]],
         num_peers: Callable[[], int],
     ) -> None:
         """Initialises.
@@ -55,7 +55,7 @@ class Discovery:
             addresses: Where this node can be dialled.
             publish: Puts an envelope on the DHT.
             lookup: Finds envelopes there.
-            greet_again: Meets the connected peers in the DHT when it knows none of them.
+            meet_again: Meets the connected peers in the DHT when it knows none of them.
             num_peers: How many are connected.
         """
         self._key = key
@@ -66,7 +66,7 @@ class Discovery:
         self._addresses = addresses
         self._publish = publish
         self._lookup = lookup
-        self._greet_again = greet_again
+        self._meet_again = meet_again
         self._num_peers = num_peers
         self._published: list[str] = []
         self._published_at_ms = 0
@@ -78,7 +78,7 @@ class Discovery:
         while True:
             await self._publish_own()
             if self._num_peers():
-                await self._greet_again()
+                await self._meet_again()
                 await self._learn()
             waited_s = 0.0
             while waited_s < pause_s and self._num_peers() == num_peers:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fullrank_node.network.limits import Traffic
 from fullrank_protocol.blob import BlobRef
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.wire import peer_pb2
@@ -161,6 +162,9 @@ class Network(Protocol):
 
     def peers(self) -> list[PeerInfo]:
         """Peers connected now that belong to this swarm and speak this version."""
+
+    def traffic(self) -> Traffic:
+        """Bytes sent and received so far."""
 
     def connection_errors(self) -> dict[str, str]:
         """Why there is no connection yet, per address that is being tried (again and again)."""

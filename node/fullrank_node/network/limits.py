@@ -108,3 +108,16 @@ class RateLimiter:
     def forget(self, peer: bytes) -> None:
         """Drops what is remembered of a peer that is gone."""
         self._buckets.pop(peer, None)
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes that this node sent and received."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def add(self, *, up: int = 0, down: int = 0) -> None:
+        """Counts more."""
+        self.bytes_up += up
+        self.bytes_down += down

@@ -15,6 +15,8 @@ from fullrank_node.network.addresses import host_and_port, with_port
 MAX_SOCKET_PATH_BYTES = 104
 """Shortest bound on a Unix socket path among the systems that p2pd runs on (macOS; Linux allows 107)."""
 
+_PREFIX = "fullrank-net-"
+
 
 def port_taken(base: str) -> NodeError:
     """The operator's error when somebody listens at `base` already."""
@@ -77,24 +79,24 @@ def probe_port(base: str) -> int:
 class SocketDirectory:
     """A directory for p2pd's control sockets that only this user may enter.
 
-    Whoever reaches the control socket speaks as this node. Its name carries key and process id, so that what a killed
-    process left behind is recognised and removed.
+    Whoever reaches the control socket speaks as this node. Its name carries the process id, so that what killed
+    processes left behind is recognised and removed.
     """
 
-    def __init__(self, parent: Path | None, key: bytes) -> None:
-        self._prefix = f"fullrank-net-{key.hex()[:8]}-"
+    def __init__(self, parent: Path | None) -> None:
         parent = parent or Path(tempfile.gettempdir())
         if len(str(parent)) > MAX_SOCKET_PATH_BYTES - 64:
             parent = Path("/tmp")  # noqa: S108 - the directory made in it is private.
         self._parent = parent
-        self.path = parent / f"{self._prefix}{os.getpid()}-{secrets.token_hex(3)}"
+        self.path = parent / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
 
     def create(self) -> None:
         """Makes the directory, and removes those of processes that are gone."""
-        for left in self._parent.glob(f"{self._prefix}*"):
-            pid = left.name.removeprefix(self._prefix).partition("-")[0]
-            if pid.isdigit() and left.stat().st_uid == os.getuid() and not _runs(int(pid)):
-                shutil.rmtree(left, ignore_errors=True)
+        for left in self._parent.glob(f"{_PREFIX}*"):
+            pid = left.name.removeprefix(_PREFIX).partition("-")[0]
+            with contextlib.suppress(FileNotFoundError):  # Somebody else was tidying up.
+                if pid.isdigit() and left.stat().st_uid == os.getuid() and not _runs(int(pid)):
+                    shutil.rmtree(left, ignore_errors=True)
         try:
             self.path.mkdir(mode=0o700)
         except OSError as error:

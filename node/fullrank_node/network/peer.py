@@ -5,19 +5,17 @@ Puts the parts together; each decides one thing. hivemind, which brings torch, i
 
 import asyncio
 import contextlib
-import importlib
 import logging
-import os
-import warnings
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fullrank_node.clock import Clock
+from fullrank_node.clock import Clock, SystemClock
 from fullrank_node.errors import NodeError
 from fullrank_node.network.addresses import Address, host_and_port, usefulness
-from fullrank_node.network.asking import Stream, request_peer, short
+from fullrank_node.network.asking import Stream, request_peer
 from fullrank_node.network.blobs import BlobFetcher
+from fullrank_node.network.board import Board
 from fullrank_node.network.connections import Connections
 from fullrank_node.network.discovery import Discovery
 from fullrank_node.network.interface import (
@@ -28,10 +26,11 @@ from fullrank_node.network.interface import (
     PeerInfo,
     PeerUnreachable,
 )
+from fullrank_node.network.limits import Traffic
+from fullrank_node.network.loading import import_hivemind
 from fullrank_node.network.outbox import Outboxes
 from fullrank_node.network.peer_cache import PeerCache
-from fullrank_node.network.publisher import Publisher, lifetime_ms
-from fullrank_node.network.records import Audience, Kind, envelope_bytes, place_of, places_of
+from fullrank_node.network.publisher import lifetime_ms
 from fullrank_node.network.serving import StreamServer, stream_protocol
 from fullrank_node.network.settings import NetworkSettings
 from fullrank_node.network.validator import DEFAULT_MAX_LIFETIME_MS, RecordRules
@@ -42,7 +41,7 @@ from fullrank_protocol.limits import PROTOCOL_VERSION
 from fullrank_protocol.wire import peer_pb2
 
 if TYPE_CHECKING:
-    from fullrank_node.network.dht import Directory, IsMember
+    from fullrank_node.network.dht import IsMember
     from fullrank_node.network.supervisor import Generation, Supervisor
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ class PeerNetwork:
         swarm: bytes,
         identity_path: Path,
         inbound: Inbound,
-        clock: Clock,
+        clock: Clock | None = None,
         settings: NetworkSettings | None = None,
         peer_cache_path: Path | None = None,
         on_peer: OnPeer | None = None,
@@ -75,7 +74,7 @@ class PeerNetwork:
             swarm: The swarm it belongs to.
             identity_path: The same key as the 68-byte file that p2pd reads.
             inbound: Answers peers.
-            clock: The node's clock.
+            clock: The node's clock; None: the machine's.
             settings: What the operator chose.
             peer_cache_path: JSON file of peers seen; None keeps none.
             on_peer: Told when a peer appears or vanishes.
@@ -86,6 +85,7 @@ class PeerNetwork:
         self._signing_key = key
         self._swarm = swarm
         self._identity_path = identity_path
+        clock = clock or SystemClock()
         self._clock = clock
         self._settings = settings or NetworkSettings()
         self._on_peer = on_peer
@@ -98,8 +98,13 @@ class PeerNetwork:
             slot_now=slot_now,
         )
         self._cache = PeerCache(peer_cache_path, own_key=key.public_key, max_pause_s=self._settings.max_backoff_s)
+        self._traffic = Traffic()
         self._server = StreamServer(
-            swarm=swarm, inbound=inbound, limits=self._settings.streams, on_alive=self._heard_from
+            swarm=swarm,
+            inbound=inbound,
+            limits=self._settings.streams,
+            on_alive=self._heard_from,
+            traffic=self._traffic,
         )
         self._connections = Connections(
             cache=self._cache,
@@ -118,8 +123,16 @@ class PeerNetwork:
             prepare=self._prepare,
             connected=self._connections.quickest,
             limits=self._settings.transfers,
+            traffic=self._traffic,
         )
-        self._publisher = Publisher(self._store, swarm=swarm, clock=clock, slot_window_ms=window_ms)
+        self._board = Board(
+            own_key=key.public_key,
+            swarm=swarm,
+            clock=clock,
+            slot_window_ms=window_ms,
+            is_member=is_member,
+            directory=lambda: self._generation.directory if self._generation else None,
+        )
         self._supervisor: Supervisor | None = None
         self._group: asyncio.TaskGroup | None = None
         self._main: asyncio.Task[None] | None = None
@@ -140,9 +153,8 @@ class PeerNetwork:
         """
         for address in self._settings.bootstrap:
             self._add_bootstrap(address)
-        supervisor, make_directory = await asyncio.to_thread(_import_hivemind)
+        supervisor, make_directory = await asyncio.to_thread(import_hivemind)
         self._supervisor = supervisor(
-            key=self.key,
             identity_path=self._identity_path,
             settings=self._settings,
             ports=self._cache.ports,
@@ -193,7 +205,7 @@ class PeerNetwork:
             addresses=self.addresses,
             publish=self.publish,
             lookup=self.lookup,
-            greet_again=self._greet_in_dht_again,
+            meet_again=lambda: self._board.meet_again(self._connections.quickest()),
             num_peers=lambda: len(self._connections.quickest()),
         )
         async with asyncio.TaskGroup() as group:
@@ -201,7 +213,7 @@ class PeerNetwork:
             group.create_task(supervisor.run(on_down=self._connections.reset, on_up=self._came_back))
             group.create_task(self._connections.run_polls())
             group.create_task(self._connections.run_dials())
-            group.create_task(self._publisher.run())
+            group.create_task(self._board.run())
             group.create_task(discovery.run())
             group.create_task(self._save_cache_often())
             started.set()
@@ -254,6 +266,7 @@ class PeerNetwork:
             PeerUnreachable: No answer within `timeout_s`.
         """
         response = await request_peer(self._open_stream, peer, self._prepare(request), timeout_s=timeout_s)
+        self._traffic.add(up=request.ByteSize(), down=response.ByteSize())
         self._connections.alive(peer)
         return response
 
@@ -276,31 +289,21 @@ class PeerNetwork:
         Raises:
             ValueError: Not a kind, not a type that belongs under it, or signed by another key.
         """
-        if envelope.public_key != self.key:
-            raise ValueError("only this node's own objects can stand under its key on the DHT: announce others")
-        record_kind = _kind(kind)
-        member = self._is_member is not None and self._is_member(self.key)
-        audience = Audience.MEMBERS if member else Audience.OTHERS
-        slot = 0 if record_kind == Kind.PEER else slot
-        self._publisher.put(place_of(record_kind, slot, audience, self.key), envelope)
+        self._board.publish(kind, slot, envelope)
 
     async def lookup(self, kind: str, slot: int) -> list[bytes]:
         """Envelopes found on the DHT, to be verified again; empty when there are none or the DHT fails."""
-        directory = self._directory()
-        if directory is None:
-            return []
-        record_kind = _kind(kind)
-        places = places_of(record_kind, 0 if record_kind == Kind.PEER else slot)
-        return [envelope_bytes(body) for body in await directory.find([p.dht_key(self._swarm) for p in places])]
+        return await self._board.lookup(kind, slot)
+
+    def traffic(self) -> Traffic:
+        """Bytes of requests, answers and blobs so far; the DHT's own few are not counted."""
+        return self._traffic
 
     # ---- between the parts -----------------------------------------------------------------------
 
     @property
     def _generation(self) -> "Generation | None":
         return self._supervisor.current if self._supervisor is not None else None
-
-    def _directory(self) -> "Directory | None":
-        return self._generation.directory if self._generation is not None else None
 
     def _prepare(self, request: peer_pb2.Request) -> peer_pb2.Request:
         request.protocol_version = PROTOCOL_VERSION
@@ -331,40 +334,22 @@ class PeerNetwork:
         await request_peer(self._open_stream_now, peer, request, timeout_s=_GREETING_TIMEOUT_S)
         return (loop.time() - asked_s) * 1000
 
-    async def _store(self, dht_key: bytes, body: bytes, expiration_s: float) -> bool:
-        directory = self._directory()
-        if directory is None:
-            return False
-        return await directory.store(dht_key, subkey=self.key, value=body, expiration_s=expiration_s)
-
     def _heard_from(self, peer: bytes) -> None:
         self._connections.alive(peer)
 
     def _peer_changed(self, peer: bytes, connected: bool) -> None:  # noqa: FBT001 - the interface's own order.
         if connected:
             self._outboxes.open(peer)
-            self._spawn(self._greet_in_dht(peer))
+            self._spawn(self._board.meet(peer))
         else:
             self._outboxes.close(peer)
             self._server.forget(peer)
         if self._on_peer is not None:
             self._on_peer(peer, connected)
 
-    async def _greet_in_dht(self, peer: bytes) -> None:
-        directory = self._directory()
-        if directory is not None:
-            first = directory.num_neighbours == 0
-            if await directory.greet(peer) and first:
-                self._publisher.renew_all()
-
-    async def _greet_in_dht_again(self) -> None:
-        directory = self._directory()
-        if directory is not None and directory.num_neighbours == 0:
-            await asyncio.gather(*(self._greet_in_dht(peer) for peer in self._connections.quickest()))
-
     def _came_back(self, generation: "Generation") -> None:
         self._note_addresses(generation)
-        self._publisher.renew_all()
+        self._board.renew_all()
 
     def _note_addresses(self, generation: "Generation") -> None:
         bases = [base.partition("/p2p/")[0] for base in self._settings.announce or generation.listening]
@@ -391,42 +376,9 @@ class PeerNetwork:
             logger.warning("The peer cache could not be written: %s", error)
 
 
-def _kind(name: str) -> Kind:
-    try:
-        return Kind[name.upper()]
-    except KeyError:
-        raise ValueError(f"{name!r} is no kind of DHT record") from None
-
-
 def _is_dialable(base: str) -> bool:
     try:
         host_and_port(base)
     except ValueError:
         return False
     return "/p2p-circuit" not in base
-
-
-class _Forward(logging.Handler):
-    """Passes hivemind's messages on as ours, for those who look for details: most concern peers that come and go."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        logger.debug("hivemind: %s", record.getMessage())
-
-
-def _import_hivemind() -> "tuple[type[Supervisor], Callable[..., Coroutine[Any, Any, Directory]]]":
-    """Imports hivemind (seconds, 280 MB: it brings torch) and keeps it from writing to the terminal."""
-    os.environ.setdefault("HIVEMIND_LOGLEVEL", "ERROR")  # Also how much p2pd tells.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logs = importlib.import_module("hivemind.utils.logging")
-        supervisor = importlib.import_module("fullrank_node.network.supervisor")
-        dht = importlib.import_module("fullrank_node.network.dht")
-    logs.use_hivemind_log_handler("nowhere")
-    theirs = logging.getLogger("hivemind")
-    theirs.propagate = False
-    if not any(isinstance(handler, _Forward) for handler in theirs.handlers):
-        theirs.addHandler(_Forward())
-    return supervisor.Supervisor, dht.Directory.create
-
-
-__all__ = ["PeerNetwork", "short"]

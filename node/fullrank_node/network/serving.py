@@ -25,7 +25,7 @@ from fullrank_node.network.frames import (
     read_length,
 )
 from fullrank_node.network.interface import BlobStore, Inbound
-from fullrank_node.network.limits import Quota, RateLimiter, StreamLimits
+from fullrank_node.network.limits import Quota, RateLimiter, StreamLimits, Traffic
 from fullrank_protocol.limits import PROTOCOL_VERSION
 from fullrank_protocol.wire import peer_pb2
 
@@ -50,13 +50,20 @@ class StreamServer:
     """Answers the streams that peers open."""
 
     def __init__(
-        self, *, swarm: bytes, inbound: Inbound, limits: StreamLimits, on_alive: Callable[[bytes], None]
+        self,
+        *,
+        swarm: bytes,
+        inbound: Inbound,
+        limits: StreamLimits,
+        on_alive: Callable[[bytes], None],
+        traffic: Traffic,
     ) -> None:
         self._swarm = swarm
         self._inbound = inbound
         self._limits = limits
         self._on_alive = on_alive
-        self._blobs = BlobServer(inbound.blobs, limits=limits)
+        self._traffic = traffic
+        self._blobs = BlobServer(inbound.blobs, limits=limits, traffic=traffic)
         self._streams = Quota(per_peer=limits.streams_per_peer, total=limits.streams_total)
         self._frame_bytes = Quota(per_peer=limits.frame_bytes_total // 4, total=limits.frame_bytes_total)
         self._rate = RateLimiter(
@@ -132,6 +139,7 @@ class StreamServer:
                 counted = num_bytes if num_bytes > SMALL_FRAME_BYTES else 0
                 with self._frame_bytes.use(peer, counted) as granted:
                     if granted:
+                        self._traffic.add(down=num_bytes)
                         return parse_message(await read_body(reader, num_bytes), peer_pb2.Request)
             refusal = failure(peer_pb2.Failure.BUSY, "no memory for so large a request just now")
         except FrameTooLargeError as error:
@@ -157,7 +165,9 @@ class StreamServer:
 
     async def _send(self, writer: asyncio.StreamWriter, response: peer_pb2.Response) -> None:
         async with asyncio.timeout(self._limits.frame_timeout_s):
-            writer.write(encode_frame(response))
+            frame = encode_frame(response)
+            self._traffic.add(up=len(frame))
+            writer.write(frame)
             await writer.drain()
 
 
@@ -172,8 +182,9 @@ def _bounded(response: peer_pb2.Response, body: str) -> peer_pb2.Response:
 class BlobServer:
     """Sends blobs and says which are here."""
 
-    def __init__(self, blobs: Callable[[], BlobStore], *, limits: StreamLimits) -> None:
+    def __init__(self, blobs: Callable[[], BlobStore], *, limits: StreamLimits, traffic: Traffic) -> None:
         self._blobs = blobs
+        self._traffic = traffic
         self._limits = limits
         self._uploads = Quota(per_peer=limits.uploads_per_peer, total=limits.uploads_total)
 
@@ -220,5 +231,6 @@ class BlobServer:
 
     async def _write(self, writer: asyncio.StreamWriter, data: bytes | memoryview) -> None:
         async with asyncio.timeout(self._limits.write_timeout_s):
+            self._traffic.add(up=len(data))
             writer.write(data)
             await writer.drain()

@@ -51,7 +51,6 @@ class Supervisor:
     def __init__(
         self,
         *,
-        key: bytes,
         identity_path: Path,
         settings: NetworkSettings,
         ports: tuple[int, ...],
@@ -62,7 +61,6 @@ class Supervisor:
         """Initialises.
 
         Args:
-            key: This node's public key.
             identity_path: The 68-byte file that p2pd reads.
             settings: Where to listen.
             ports: Ports of the last start, tried first where `settings.listen` says 0.
@@ -78,7 +76,7 @@ class Supervisor:
         self._protocol = protocol
         self._handler = handler
         self._make_directory = make_directory
-        self._sockets = SocketDirectory(settings.runtime_dir, key)
+        self._sockets = SocketDirectory(settings.runtime_dir)
         self._sick = asyncio.Event()
         self._closing = False
 
@@ -160,6 +158,7 @@ class Supervisor:
         try:
             p2p = await self._create_p2p(made)
             control = Control(Path(p2p._daemon_listen_maddr["unix"]))
+            _watch_tasks(p2p)
             async with asyncio.timeout(self._settings.start_timeout_s):
                 directory = await self._make_directory(p2p)
                 await p2p.add_binary_stream_handler(self._protocol, self._on_stream)
@@ -205,8 +204,19 @@ class Supervisor:
         await self._handler(key, reader, writer)
 
     async def _destroy(self, generation: Generation) -> None:
-        await generation.directory.close()
+        await generation.directory.close(alive=generation.p2p._child.returncode is None)
         await _end(generation.p2p)
+
+
+def _watch_tasks(p2p: Any) -> None:
+    """Has somebody look at how hivemind's own tasks end: they break when p2pd dies, which is seen elsewhere."""
+
+    def look(task: "asyncio.Task[Any]") -> None:
+        if not task.cancelled() and task.exception() is not None:
+            logger.debug("The connection to p2pd broke: %s", task.exception())
+
+    for task in (p2p._client.control._read_task, p2p._client.control._write_task):
+        task.add_done_callback(look)
 
 
 async def _end(p2p: Any) -> None:
