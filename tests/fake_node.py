@@ -165,13 +165,8 @@ def set_up(home: Home) -> None:
     home.genesis_file.write_bytes(b"genesis")
 
 
-async def _main(home: Path) -> None:
+async def main(home: Path) -> None:
+    """A process that is a node until it is told to stop."""
     view = FakeNode()
     async with serving(Home(home), view):
         await view.stopped.wait()
-
-
-if __name__ == "__main__":
-    import sys
-
-    asyncio.run(_main(Path(sys.argv[1])))

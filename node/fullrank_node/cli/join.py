@@ -99,22 +99,23 @@ def consent_lines(summary: JoinSummary, *, data: Path | None) -> list[str]:
     fetched = (
         f"{render.bytes_text(summary.base_download_bytes)} to fetch" if summary.base_download_bytes else "already here"
     )
-    addresses = ", ".join(render.clean(address) for address in summary.addresses) or "of the connections it dials"
+    addresses = ", ".join(_address_text(address) for address in summary.addresses) or "from which it dials"
     lines = [
         ("swarm", f"{render.clean(summary.swarm_name)}  {render.short(summary.swarm)}"),
         ("model", f"{base}, {fetched}"),
         ("licence", render.clean(summary.licence) or "not stated"),
-        ("device", render.clean(summary.device)),
+        ("device", "the best there is" if summary.device == "auto" else render.clean(summary.device)),
         ("time", f"a slot takes {window}; trains whenever the node runs" if data else f"a slot takes {window}"),
         ("disk", f"about {render.bytes_text(summary.disk_bytes)}"),
-        ("leaves", f"one delta a slot (at most {render.bytes_text(summary.update_bytes)}, signed), "),
-        ("", f"the name {render.clean(summary.node_name)}, the public key {render.short(summary.member)}…, "),
+        ("leaves", f"one signed delta a slot, at most {render.bytes_text(summary.update_bytes)}"),
+        ("", f"the name {render.clean(summary.node_name)} and the public key {render.short(summary.member)}…"),
         ("", f"the address {addresses}"),
         ("stays", f"the data: {data} ({render.plural(summary.num_rows, 'row')})" if data else "no data is given"),
         ("role", "checks and votes on others' work" if summary.certifies else "does not check and vote"),
     ]
-    return [
-        "",
-        *(f"  {label:<9}{text}".rstrip(" ,") + ("," if text.endswith(", ") else "") for label, text in lines),
-        "",
-    ]
+    return ["", *(f"  {label:<9}{text}" for label, text in lines), ""]
+
+
+def _address_text(address: str) -> str:
+    everywhere = any(any_host in address for any_host in ("/ip4/0.0.0.0/", "/ip6/::/"))
+    return "of this machine, " + render.clean(address) if everywhere else render.clean(address)
