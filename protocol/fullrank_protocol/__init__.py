@@ -1,0 +1,1 @@
+"""What nodes agree on: arguments in, a value or a ProtocolError out (protocol/README.md)."""

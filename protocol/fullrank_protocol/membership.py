@@ -314,12 +314,14 @@ def _revoke(state: Members, message: wire.Revocation, _action: bytes, _slot: int
     if not message.whole_tree:
         return state
     tree = {key: member for key, member in state.members.items() if member.grant_id == grant.id}
-    gone = frozenset(key for key in [*tree, *_former_of(state, grant)])
+    gone = frozenset([*tree, *_former_of(state, grant)])
+    times = {key: max(message.issued_at_ms, state.root_times.get(key, 0)) for key in gone}
     return replace(
         state,
         members={key: member for key, member in state.members.items() if key not in tree},
         former={**state.former, **tree},
         revoked=state.revoked | gone,
+        root_times={**state.root_times, **times},
     )
 
 

@@ -395,6 +395,14 @@ def test_a_whole_tree_falls_but_the_certifier_set_changes_one_by_one() -> None:
     assert names(story.members.certifiers) == {"ada", "bob"}
 
 
+def test_an_older_readmission_does_not_come_back_after_the_tree_fell() -> None:
+    story = Story()
+    story.carry(story.grant(), story.admission("cyd"), story.revocation("invite", 30, tree=True))
+    story.refuses(story.readmission("cyd", 29), Rule.RECORD, "is of 29, its newest about .* of 30: not later")
+    story.carry(story.readmission("cyd", 31))
+    assert story.members.is_member(key("cyd"))
+
+
 def test_only_an_invite_has_a_tree() -> None:
     story = Story()
     story.refuses(story.revocation("bob", tree=True), Rule.MEMBERSHIP, "is no invite key: it has no tree")
