@@ -280,7 +280,7 @@ async def test_watch_refreshes_until_the_daemon_fails(
 async def test_history_shows_verdicts_with_reasons(ask: Any, view: fake_node.FakeNode) -> None:
     shown = (await ask("history", "--limit", "5")).out
     assert view.asked == [wire.HistoryRequest(limit=5)]
-    assert "01010101  this node    round 39  accepted     40    0.25" in shown
+    assert "01010101    39  accepted     40    0.25   4,096" in shown
     assert "scale: found exponent 9, required at most 4" in shown
 
 
@@ -299,7 +299,7 @@ async def test_names_of_strangers_cannot_steer_the_terminal(ask: Any) -> None:
 
 async def test_members_shows_roles_and_invites(ask: Any) -> None:
     shown = (await ask("members")).out
-    assert "quiet-otter (this node)  01010101  active    contributes, certifies" in shown
+    assert "quiet-otter (this node)  01010101  active  trains, certifies" in shown
     assert "expired" in shown
     assert (await ask("members", "--json")).object()["invites"][0]["used"] == 2
 

@@ -30,8 +30,9 @@ def history(
     else:
         typer.echo("no rounds yet")
     if reply.contributions:
-        columns = ("id", "member", ">trained on", "verdict", ">round", ">weight", ">tokens", "loss", ">size", "reason")
-        render.print_table(f"\n{whose}", columns, map(_contribution_cells, reply.contributions))
+        columns = ("id", "member", ">base", "verdict", ">round", ">weight", ">tokens", ">loss", ">size", "reason")
+        rows = [_contribution_cells(line, with_member=number is not None) for line in reply.contributions]
+        render.print_table(f"\n{whose}", columns, rows)
     else:
         typer.echo(f"no {whose} yet")
 
@@ -53,18 +54,18 @@ def _round_cells(line: wire.RoundLine) -> list[str]:
     ]
 
 
-def _contribution_cells(line: wire.ContributionLine) -> list[str]:
+def _contribution_cells(line: wire.ContributionLine, *, with_member: bool) -> list[str]:
     reason = ": ".join(part for part in (line.rule, line.detail) if part)
-    loss = f"{line.loss_first:.3f} -> {line.loss_last:.3f}" if line.HasField("loss_last") else ""
+    member = "this node" if line.mine else line.member_name or render.short(line.member)
     return [
         render.short(line.id),
-        "this node" if line.mine else line.member_name or render.short(line.member),
-        f"round {line.base_round}",
+        member if with_member else "",
+        str(line.base_round),
         line.verdict,
         str(line.round) if line.HasField("round") else "",
         f"{line.weight:.3g}" if line.verdict == "accepted" else "",
         f"{line.num_tokens:,}",
-        loss,
-        render.bytes_text(line.num_bytes),
+        f"{line.loss_last:.3f}" if line.HasField("loss_last") else "",
+        render.bytes_text(line.num_bytes) if line.num_bytes else "",
         reason,
     ]

@@ -15,18 +15,18 @@ def members(home: HomeOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         render.print_json(render.plain(reply))
         return
-    columns = ("name", "key", "standing", "roles", ">since slot", ">accepted", ">refused", ">last round")
+    columns = ("name", "key", "state", "roles", ">since slot", ">merged", ">refused", ">last round")
     render.print_table("members", columns, map(_member_cells, reply.members))
     if reply.invites:
         now_ms = SystemClock().now_ms()
-        invite_columns = ("invite", ">used", ">of", "roles", "standing")
+        invite_columns = ("invite", ">used", ">of", "roles", "state")
         render.print_table("\ninvites", invite_columns, [_invite_cells(invite, now_ms) for invite in reply.invites])
 
 
 def _member_cells(member: wire.MemberLine) -> list[str]:
     roles = [
         word
-        for held, word in ((member.root, "root"), (member.contributes, "contributes"), (member.certifies, "certifies"))
+        for held, word in ((member.root, "root"), (member.contributes, "trains"), (member.certifies, "certifies"))
         if held
     ]
     return [
@@ -48,6 +48,6 @@ def _invite_cells(invite: wire.InviteLine, now_ms: int) -> list[str]:
         render.short(invite.invite_key),
         str(invite.used),
         str(invite.count),
-        "contributes, certifies" if invite.certifies else "contributes",
+        "trains, certifies" if invite.certifies else "trains",
         "revoked" if invite.revoked else standing,
     ]

@@ -68,6 +68,10 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+MAX_WORD_WIDTH = 24
+"""Columns that one word may claim of a screen that has 80."""
+
+
 # ---- JSON --------------------------------------------------------------------------------------
 
 
@@ -129,10 +133,12 @@ def _clean_lines(text: str) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on standard output; a column whose name begins with ">" is aligned to the right."""
+    """A table on standard output, without its empty columns; one whose name begins with ">" is aligned to the right."""
     cells = [[clean(cell) for cell in row] for row in rows]
-    names = [column.removeprefix(">") for column in columns]
-    right = [column.startswith(">") for column in columns]
+    kept = [index for index in range(len(columns)) if any(row[index] for row in cells)]
+    cells = [[row[index] for index in kept] for row in cells]
+    names = [columns[index].removeprefix(">") for index in kept]
+    right = [columns[index].startswith(">") for index in kept]
     if sys.stdout.isatty():
         _print_rich_table(title, names, right, cells)
         return
@@ -152,8 +158,11 @@ def _print_rich_table(title: str, names: Sequence[str], right: Sequence[bool], c
     from rich.text import Text
 
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name, is_right in zip(names, right, strict=True):
-        table.add_column(Text(name), justify="right" if is_right else "left", overflow="fold")
+    for index, (name, is_right) in enumerate(zip(names, right, strict=True)):
+        # Words stay whole on a narrow screen, where only very long ones (addresses, digests) are folded.
+        longest = max(len(word) for text in (name, *(row[index] for row in cells)) for word in (text.split() or [""]))
+        min_width = min(longest, MAX_WORD_WIDTH)
+        table.add_column(Text(name), justify="right" if is_right else "left", overflow="fold", min_width=min_width)
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
