@@ -54,9 +54,9 @@ class Exchange:
         self._feed = feed
         self._network: Network | None = None
         self._dialling: set[asyncio.Task[None]] = set()
-        self.head_rounds: dict[bytes, int] = {}
+        self.head_slots: dict[bytes, int] = {}
+        self.final_slots: dict[bytes, int] = {}
         self.synced = asyncio.Event()
-        self.version_conflicts: dict[bytes, str] = {}
 
     def attach(self, network: Network) -> None:
         """The network, once it exists: it needs this object to be made."""
@@ -135,7 +135,8 @@ class Exchange:
 
     def _note_neighbour(self, peer: bytes, inventory: peer_pb2.Inventory) -> None:
         """Remember how far a neighbour is, and dial where it says it can be reached."""
-        self.head_rounds[peer] = inventory.head_slot
+        self.head_slots[peer] = inventory.head_slot
+        self.final_slots[peer] = inventory.final_slot
         for address in inventory.addresses[:8]:
             self._dial(address)
 

@@ -155,7 +155,7 @@ async def visiting_network(
         inbound=Visitor(home),
         clock=SystemClock(),
         settings=NetworkSettings(no_listen=True, bootstrap=peers),
-        cache_path=home.peers_file,
+        peer_cache_path=home.peers_file,
     )
     await network.start()
     try:

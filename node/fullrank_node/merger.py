@@ -43,7 +43,7 @@ class Merger:
         self._home = home
         self._store = store
         self._genesis = genesis
-        self._worker = worker
+        self.worker = worker
         self._threads = threads
         self._manifests: dict[MergeKey, dict[str, str]] = {}
         self._one_merge = asyncio.Lock()
@@ -115,7 +115,7 @@ class Merger:
 
     async def _call(self, method: str, params: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
         try:
-            return await self._worker.call(method, params, timeout_s=timeout_s)
+            return await self.worker.call(method, params, timeout_s=timeout_s)
         except RejectError as error:
             raise MergeRejectedError(error.rule, error.detail) from error
         except (ChildDiedError, ChildFailedError, TimeoutError) as error:

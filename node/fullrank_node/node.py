@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
 from fullrank_node.api import access_token, last_status
 from fullrank_node.api.server import ControlServer
+from fullrank_node.base_supply import BaseSupply
 from fullrank_node.blob_store import BlobStore
 from fullrank_node.child import ChildProcess
 from fullrank_node.clock import Clock
@@ -22,31 +22,26 @@ from fullrank_node.masters import Masters
 from fullrank_node.merger import Merger
 from fullrank_node.model.master import MasterStore
 from fullrank_node.names import name_of
-from fullrank_node.network.interface import BlobUnavailable
 from fullrank_node.network.peer import PeerNetwork
 from fullrank_node.network.settings import NetworkSettings
-from fullrank_node.node_keys import BASE_DIGEST_KEY, BASE_DIR_KEY, BASE_LOSS_KEY, INVITE_KEY, verdict_key
+from fullrank_node.node_keys import BASE_LOSS_KEY, INVITE_KEY
 from fullrank_node.node_view import DaemonView
+from fullrank_node.restoring import restored_state
 from fullrank_node.runner import Runner
 from fullrank_node.status_reply import SOFTWARE
 from fullrank_node.store import Store
 from fullrank_node.training.driver import PreparedBase, TrainerDriver
 from fullrank_node.training.hardware import fair_threads
 from fullrank_protocol import round_io as io
-from fullrank_protocol.envelope import Envelope, decode_payload, open_envelope
+from fullrank_protocol.envelope import Envelope, decode_payload
 from fullrank_protocol.errors import ProtocolError
 from fullrank_protocol.genesis import Genesis, open_genesis
 from fullrank_protocol.identity import SigningKey
 from fullrank_protocol.membership import ROLE_CERTIFY, Members, grant_id, make_admission
-from fullrank_protocol.round import restore
-from fullrank_protocol.round_state import new_state
 from fullrank_protocol.wire import objects_pb2 as wire
 from fullrank_protocol.wire import peer_pb2
 
 log = logging.getLogger(__name__)
-
-BASE_RETRY_S = 5.0
-"""Pause before peers are asked again for a base that nobody had."""
 
 
 class Node:
@@ -100,7 +95,7 @@ class Node:
                 software=SOFTWARE,
                 slot_window_ms=self.genesis.timing.slot_window_ms,
             ),
-            cache_path=home.peers_file,
+            peer_cache_path=home.peers_file,
             is_member=self._is_member,
             slot_now=lambda: self.genesis.slot_at(clock.now_ms()),
         )
@@ -180,21 +175,14 @@ class Node:
 
     def _make_runner(self, base: PreparedBase) -> Runner:
         """The round machine with everything the store remembers."""
-        state = new_state(
+        state = restored_state(
             self.genesis,
+            self.store,
             key=self.key.public_key,
             base_digest=base.digest,
             wants_certify=self.config.certify,
-            trains=False,
+            now_ms=self.clock.now_ms(),
         )
-        verdicts: dict[bytes, bool] = {}
-        envelopes: list[Envelope] = []
-        for data in [*self.store.objects(), *self.store.own_votes()]:
-            envelope = open_envelope(data, swarm=self.genesis.swarm)
-            envelopes.append(envelope)
-            if envelope.type == wire.CHECKPOINT and (verdict := self.store.get_meta(verdict_key(envelope.id))):
-                verdicts[envelope.id] = verdict == b"\x01"
-        restore(state, iter(envelopes), verdicts, self.clock.now_ms())
         runner = Runner(
             key=self.key,
             genesis=self.genesis,
@@ -211,55 +199,22 @@ class Node:
     # ---- base and data -----------------------------------------------------------------------------
 
     async def _prepare_base(self) -> PreparedBase:
-        """The base and its masters: from the last start, from this machine, or from peers."""
-        known = self._base_from_last_start()
-        if known is not None:
-            return known
-        self.phase = "loading the base model"
-        base = None
-        while base is None:
-            try:
-                base = await self.trainer.prepare_base(self._local_base())
-            except NodeError as error:
-                if not self.genesis.base.weight_files or (self.home.path / "base").is_dir():
-                    self.trouble = f"{error} {error.hint}".strip()
-                    raise
-                log.info("The base is not on this machine (%s); asking peers.", error)
-                self.phase = "fetching the base model from peers"
-                await self._fetch_base()
-        self.store.put_manifest(self.genesis.swarm, base.manifest)
-        self.store.set_meta(BASE_DIR_KEY, str(base.base_dir).encode())
-        self.store.set_meta(BASE_DIGEST_KEY, base.digest)
-        return base
+        supply = BaseSupply(
+            home=self.home,
+            given=self.config.base.path,
+            genesis=self.genesis,
+            store=self.store,
+            network=self.network,
+            trainer=self.trainer,
+        )
+        try:
+            return await supply.prepare(on_phase=self._set_phase)
+        except NodeError as error:
+            self.trouble = f"{error} {error.hint}".strip()
+            raise
 
-    def _local_base(self) -> Path | None:
-        fetched = self.home.path / "base"
-        return self.config.base.path or (fetched if fetched.is_dir() else None)
-
-    def _base_from_last_start(self) -> PreparedBase | None:
-        digest, directory = self.store.get_meta(BASE_DIGEST_KEY), self.store.get_meta(BASE_DIR_KEY)
-        manifest = self.store.manifest(self.genesis.swarm)
-        if digest is None or directory is None or manifest is None or not Path(directory.decode()).is_dir():
-            return None
-        files = MasterStore(self.home.masters_dir)
-        if not all(files.path(sha256).exists() for sha256 in manifest.values()):
-            return None
-        return PreparedBase(base_dir=Path(directory.decode()), manifest=manifest, digest=digest)
-
-    async def _fetch_base(self) -> None:
-        """Bring the base's files from peers; each is checked by its hash."""
-        partial = self.home.work_dir / "base"
-        partial.mkdir(mode=0o700, exist_ok=True)
-        for entry in (*self.genesis.base.files, *self.genesis.base.weight_files):
-            while not self.store.blobs.has(entry.blob.id):
-                try:
-                    await self.network.fetch_blob(entry.blob, providers=[], blobs=self.store.blobs)
-                except BlobUnavailable as error:
-                    self.phase = f"waiting for a peer that has the base's {entry.name}"
-                    log.info("No peer has %s yet: %s", entry.name, error)
-                    await asyncio.sleep(BASE_RETRY_S)
-            await asyncio.to_thread(shutil.copyfile, self.store.blobs.path(entry.blob.id), partial / entry.name)
-        partial.rename(self.home.path / "base")
+    def _set_phase(self, phase: str) -> None:
+        self.phase = phase
 
     async def _start_training(self, base_dir: Path) -> None:
         assert self.runner is not None

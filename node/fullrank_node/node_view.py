@@ -69,7 +69,7 @@ class DaemonView:
                 outbound=info.outbound,
                 latency_ms=info.latency_ms or 0.0,
                 last_seen_ms=info.last_seen_ms,
-                head_round=runner.exchange.head_rounds.get(info.key, 0) if runner is not None else 0,
+                head_slot=runner.exchange.head_slots.get(info.key, 0) if runner is not None else 0,
                 member=members.is_member(info.key) if members is not None else False,
                 certifier=info.key in members.certifiers if members is not None else False,
             )

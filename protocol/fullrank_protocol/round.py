@@ -424,7 +424,7 @@ def _verify(state: RoundState, checkpoint: Checkpoint, now_ms: int) -> Iterator[
         return
     if (merged := state.merges.get(key)) is None:
         yield from _merge(state, parent, key, now_ms)
-    elif (mismatch := _judge_numbers(checkpoint, merged)) is not None:
+    elif (mismatch := judge_numbers(checkpoint, merged)) is not None:
         yield from _refuse(state, checkpoint, key, *mismatch)
     else:
         yield from _accept(state, checkpoint, key)
@@ -447,7 +447,8 @@ def _judge_contributions(state: RoundState, checkpoint: Checkpoint) -> tuple[Rul
     return None
 
 
-def _judge_numbers(checkpoint: Checkpoint, merged: Merged) -> tuple[Rule, str] | None:
+def judge_numbers(checkpoint: Checkpoint, merged: Merged) -> tuple[Rule, str] | None:
+    """The first number of a normal checkpoint that differs from what was recomputed, if any."""
     weights = tuple(accepted.weight for accepted in checkpoint.accepted)
     for accepted, theirs, ours in zip(checkpoint.accepted, weights, merged.weights, strict=True):
         if theirs != ours:

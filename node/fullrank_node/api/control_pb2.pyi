@@ -345,7 +345,7 @@ class PeersReply(_message.Message):
     def __init__(self, peers: _Optional[_Iterable[_Union[PeerLine, _Mapping]]] = ...) -> None: ...
 
 class PeerLine(_message.Message):
-    __slots__ = ("key", "name", "addresses", "connected", "outbound", "latency_ms", "last_seen_ms", "head_round", "archive", "member", "certifier", "software")
+    __slots__ = ("key", "name", "addresses", "connected", "outbound", "latency_ms", "last_seen_ms", "head_slot", "archive", "member", "certifier", "software")
     KEY_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
@@ -353,7 +353,7 @@ class PeerLine(_message.Message):
     OUTBOUND_FIELD_NUMBER: _ClassVar[int]
     LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_MS_FIELD_NUMBER: _ClassVar[int]
-    HEAD_ROUND_FIELD_NUMBER: _ClassVar[int]
+    HEAD_SLOT_FIELD_NUMBER: _ClassVar[int]
     ARCHIVE_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     CERTIFIER_FIELD_NUMBER: _ClassVar[int]
@@ -365,12 +365,12 @@ class PeerLine(_message.Message):
     outbound: bool
     latency_ms: float
     last_seen_ms: int
-    head_round: int
+    head_slot: int
     archive: bool
     member: bool
     certifier: bool
     software: str
-    def __init__(self, key: _Optional[bytes] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., connected: _Optional[bool] = ..., outbound: _Optional[bool] = ..., latency_ms: _Optional[float] = ..., last_seen_ms: _Optional[int] = ..., head_round: _Optional[int] = ..., archive: _Optional[bool] = ..., member: _Optional[bool] = ..., certifier: _Optional[bool] = ..., software: _Optional[str] = ...) -> None: ...
+    def __init__(self, key: _Optional[bytes] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., connected: _Optional[bool] = ..., outbound: _Optional[bool] = ..., latency_ms: _Optional[float] = ..., last_seen_ms: _Optional[int] = ..., head_slot: _Optional[int] = ..., archive: _Optional[bool] = ..., member: _Optional[bool] = ..., certifier: _Optional[bool] = ..., software: _Optional[str] = ...) -> None: ...
 
 class MembersRequest(_message.Message):
     __slots__ = ()

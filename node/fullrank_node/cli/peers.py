@@ -22,7 +22,7 @@ def peers(home: HomeOption = None, as_json: JsonOption = False) -> None:
         return
     now_ms = SystemClock().now_ms()
     ordered = sorted(reply.peers, key=lambda peer: (not peer.connected, peer.name, peer.key))
-    columns = ("name", "key", "state", "role", ">latency", ">round", "seen", "address")
+    columns = ("name", "key", "state", "role", ">latency", ">slot", "seen", "address")
     render.print_table("peers", columns, [_cells(peer, now_ms) for peer in ordered])
 
 
@@ -36,7 +36,7 @@ def _cells(peer: wire.PeerLine, now_ms: int) -> list[str]:
         state,
         role + (", archive" if peer.archive else ""),
         f"{peer.latency_ms:.0f} ms" if peer.latency_ms else "",
-        str(peer.head_round),
+        str(peer.head_slot),
         "now" if peer.connected else seen,
         peer.addresses[0] if peer.addresses else "",
     ]
