@@ -46,9 +46,9 @@ async def run(home: Home, config: Config) -> None:
 
 @contextlib.asynccontextmanager
 async def _children(config: Config) -> AsyncIterator[tuple[ChildProcess, ChildProcess]]:
-    from fullrank_node.training.hardware import fair_threads
+    from fullrank_node.training.neighbours import shared_threads
 
-    threads = config.train.threads or config.limits.cpu_threads or fair_threads()
+    threads = shared_threads(config.train.threads or config.limits.cpu_threads)
     environment = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     worker = ChildProcess("fullrank_node.worker", environment=environment, nice=config.limits.nice)
     trainer = ChildProcess("fullrank_node.training.trainer", environment=environment, nice=config.limits.nice)

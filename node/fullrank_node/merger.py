@@ -12,6 +12,7 @@ from fullrank_node.child import ChildDiedError, ChildFailedError, ChildProcess
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.home import Home
 from fullrank_node.store import Store
+from fullrank_node.training.neighbours import shared_threads
 from fullrank_protocol.contribution import Contribution
 from fullrank_protocol.errors import RejectError, Rule
 from fullrank_protocol.genesis import Genesis
@@ -23,6 +24,9 @@ CHECK_TIMEOUT_S = 120.0
 
 MERGE_TIMEOUT_S = 1800.0
 """Merging 64 deltas into a model of several billion parameters on two cores takes minutes."""
+
+MAX_MEASURED_MODULES = 8
+"""Modules whose singular values are computed after a round: a spread over the depth of the model."""
 
 Manifest = Mapping[str, str]
 
@@ -39,7 +43,9 @@ class MergeRejectedError(Exception):
 class Merger:
     """The worker's view of one swarm."""
 
-    def __init__(self, *, home: Home, store: Store, genesis: Genesis, worker: ChildProcess, threads: int) -> None:
+    def __init__(
+        self, *, home: Home, store: Store, genesis: Genesis, worker: ChildProcess, threads: int | None
+    ) -> None:
         self._home = home
         self._store = store
         self._genesis = genesis
@@ -89,7 +95,7 @@ class Merger:
                     "parent_manifest": dict(parent_manifest),
                     "entries": [self._entry(entry) for entry in request.entries],
                     "trailing_norms": [[norm.mantissa, norm.exponent] for norm in request.trailing_norms],
-                    "threads": self._threads,
+                    "threads": shared_threads(self._threads),
                 },
                 timeout_s=MERGE_TIMEOUT_S,
             )
@@ -103,6 +109,26 @@ class Merger:
             update_norm=Scaled(mantissa=reply["update_norm"][0], exponent=reply["update_norm"][1]),
             model_digest=bytes.fromhex(reply["digest"]),
         )
+
+    async def effective_rank(self, before: Manifest, after: Manifest, *, num_rounds: int) -> float:
+        """Mean effective rank of the accumulated update over a sample of modules (model.rank).
+
+        Raises:
+            NodeError: The worker failed, or master files are gone.
+        """
+        reply = await self._call(
+            "measure_rank",
+            {
+                "genesis_path": str(self._home.genesis_file),
+                "masters_dir": str(self._home.masters_dir),
+                "before": dict(before),
+                "after": dict(after),
+                "num_rounds": num_rounds,
+                "max_modules": MAX_MEASURED_MODULES,
+            },
+            timeout_s=MERGE_TIMEOUT_S,
+        )
+        return float(reply["effective"])
 
     def manifest_of(self, key: MergeKey) -> dict[str, str] | None:
         """Master files of a merge made since the start."""

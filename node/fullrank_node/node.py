@@ -31,7 +31,6 @@ from fullrank_node.runner import Runner
 from fullrank_node.status_reply import SOFTWARE
 from fullrank_node.store import Store
 from fullrank_node.training.driver import PreparedBase, TrainerDriver
-from fullrank_node.training.hardware import fair_threads
 from fullrank_protocol import round_io as io
 from fullrank_protocol.envelope import Envelope, decode_payload
 from fullrank_protocol.errors import ProtocolError
@@ -63,7 +62,7 @@ class Node:
         self.stop = stop
         self.key = load_identity(home.identity_file)
         self.genesis = read_genesis(home)
-        self.threads = config.train.threads or config.limits.cpu_threads or fair_threads()
+        self.threads = config.train.threads or config.limits.cpu_threads
         self.store = Store(home)
         self.worker = worker
         self.merger = Merger(home=home, store=self.store, genesis=self.genesis, worker=worker, threads=self.threads)
@@ -255,7 +254,7 @@ class Node:
             runner.submit(envelope)
 
     async def _measure_rounds(self, base: PreparedBase) -> None:
-        """After each training, when the trainer is free, measure the newest shared model on held-out rows."""
+        """After each training, when the trainer is free, measure the newest shared model."""
         assert self.runner is not None
         measured: set[bytes] = set()
         while True:
@@ -263,17 +262,24 @@ class Node:
             self._measure.clear()
             head = self.runner.state.tree.head()
             manifest = self.store.manifest(head.id)
-            if head.last_normal.checkpoint in measured or manifest is None:
+            normal = head.last_normal.checkpoint
+            if normal in measured or manifest is None or not head.round:
                 continue
-            measured.add(head.last_normal.checkpoint)
+            measured.add(normal)
             try:
-                if self.store.get_meta(BASE_LOSS_KEY) is None and (loss := await self.trainer.evaluate(base.manifest)):
-                    self.store.set_meta(BASE_LOSS_KEY, repr(loss).encode())
-                loss = await self.trainer.evaluate(manifest)
+                await self._measure_one(normal, head.round, manifest, base)
             except NodeError as error:
                 log.warning("The shared model could not be measured: %s", error)
-                continue
-            self.store.measure_round(head.last_normal.checkpoint, heldout_loss=loss)
+
+    async def _measure_one(self, checkpoint: bytes, number: int, manifest: dict[str, str], base: PreparedBase) -> None:
+        """Held-out loss on the owner's held-out rows, and the effective rank of the accumulated update."""
+        if self.store.get_meta(BASE_LOSS_KEY) is None:
+            loss = await self.trainer.evaluate(base.manifest)
+            if loss is not None:
+                self.store.set_meta(BASE_LOSS_KEY, repr(loss).encode())
+        loss = await self.trainer.evaluate(manifest)
+        rank = await self.merger.effective_rank(base.manifest, manifest, num_rounds=number)
+        self.store.measure_round(checkpoint, heldout_loss=loss, effective_rank=rank)
 
     # ---- the owner's wishes --------------------------------------------------------------------------
 

@@ -33,7 +33,6 @@ from fullrank_node.restoring import restored_state
 from fullrank_node.runner import Runner
 from fullrank_node.store import Store
 from fullrank_node.training.driver import PreparedBase, TrainerDriver
-from fullrank_node.training.hardware import fair_threads
 from fullrank_protocol.chain import ChainState, Mark, is_ancestor
 from fullrank_protocol.errors import ProtocolError
 from fullrank_protocol.fork_choice import Tree
@@ -122,7 +121,8 @@ async def verify(home: Home, target: str, *, base: Path | None, progress: Progre
         NodeError: There is no log to replay.
     """
     directory = Path(target)
-    if target and await asyncio.to_thread(_is_export, directory):
+    is_export = await asyncio.to_thread(_is_export, directory)
+    if target and is_export:
         record = read_provenance(directory)
         place = _log_of(home, bytes.fromhex(str(record["swarm"])))
         claim = bytes.fromhex(str(record["checkpoint"]))
@@ -207,7 +207,6 @@ async def _following(
 async def _follower(
     place: Home, genesis: Genesis, member: bytes, *, base: Path | None, network: Network | None, progress: Progress
 ) -> AsyncIterator[Follower]:
-    threads = fair_threads()
     async with contextlib.AsyncExitStack() as stack:
         store = stack.enter_context(Store(place))
         worker = await stack.enter_async_context(ChildProcess("fullrank_node.worker"))
@@ -220,9 +219,9 @@ async def _follower(
             child=child,
             blobs=store.blobs,
             clock=SystemClock(),
-            threads=threads,
+            threads=None,
         )
-        merger = Merger(home=place, store=store, genesis=genesis, worker=worker, threads=threads)
+        merger = Merger(home=place, store=store, genesis=genesis, worker=worker, threads=None)
         masters = Masters(store=store, merger=merger, files=MasterStore(place.masters_dir))
         if network is not None:
             supply = BaseSupply(home=place, given=base, genesis=genesis, store=store, network=network, trainer=trainer)
@@ -366,7 +365,7 @@ async def _replay(
                 known = known or f"the log does not hold checkpoint {final.hex()[:12]}"
                 final = genesis.swarm
             chain = [node.checkpoint for node in tree.chain(final) if node.checkpoint is not None]
-            merger = Merger(home=scratch, store=log, genesis=genesis, worker=made.merger.worker, threads=fair_threads())
+            merger = Merger(home=scratch, store=log, genesis=genesis, worker=made.merger.worker, threads=None)
             mismatch = known or await first_mismatch(
                 tree,
                 chain,

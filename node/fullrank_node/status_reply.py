@@ -49,7 +49,7 @@ def status_reply(node: "Node") -> wire.StatusReply:
         disk_free_bytes=shutil.disk_usage(node.home.path).free,
         uptime_ms=now_ms - node.started_at_ms,
         training=_training(node, now_ms),
-        device=wire.ComputeDevice(name=node.config.train.device, threads=node.threads),
+        device=wire.ComputeDevice(name=node.config.train.device, threads=node.trainer.threads),
         processes=wire.Processes(
             daemon=os.getpid(),
             trainer=node.trainer.pid or 0,

@@ -17,6 +17,7 @@ from fullrank_node.clock import Clock
 from fullrank_node.config import Config
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.home import Home
+from fullrank_node.training.neighbours import shared_threads
 from fullrank_protocol.blob import BlobRef
 from fullrank_protocol.genesis import Genesis
 
@@ -81,7 +82,7 @@ class TrainerDriver:
         child: ChildProcess,
         blobs: BlobStore,
         clock: Clock,
-        threads: int,
+        threads: int | None,
     ) -> None:
         self._home = home
         self._config = config
@@ -102,6 +103,11 @@ class TrainerDriver:
         return self._child.pid
 
     @property
+    def threads(self) -> int:
+        """What the owner set, else a fair share of the cores among the nodes that run here now."""
+        return shared_threads(self._threads)
+
+    @property
     def data_summary(self) -> Mapping[str, Any]:
         """What `prepare_data` found; empty before."""
         return self._data or {}
@@ -119,7 +125,7 @@ class TrainerDriver:
                 "base_dir": str(base_dir) if base_dir is not None else None,
                 "masters_dir": str(self._home.masters_dir),
                 "device": self._config.train.device,
-                "threads": self._threads,
+                "threads": self.threads,
             },
             timeout_s=PREPARE_TIMEOUT_S,
         )
@@ -246,7 +252,7 @@ class TrainerDriver:
             "masters_dir": str(self._home.masters_dir),
             "manifest": dict(manifest),
             "device": self._config.train.device,
-            "threads": self._threads,
+            "threads": self.threads,
         }
 
     @property
