@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -56,14 +55,14 @@ async def _children(config: Config) -> AsyncIterator[tuple[ChildProcess, ChildPr
         yield worker, trainer
 
 
-def set_up_logging(home: Home, config: Config) -> None:
-    """Log sentences to stderr, and to the home's log file unless stderr is that file already."""
+def set_up_logging(home: Home, config: Config, *, foreground: bool) -> None:
+    """Log sentences to the home's log file, which is kept small; in the foreground also to stderr."""
     from logging.handlers import RotatingFileHandler
 
     home.create()
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if not home.log_file.exists() or not os.path.samestat(os.fstat(sys.stderr.fileno()), home.log_file.stat()):
-        handlers.append(RotatingFileHandler(home.log_file, maxBytes=LOG_BYTES, backupCount=1))
+    handlers: list[logging.Handler] = [RotatingFileHandler(home.log_file, maxBytes=LOG_BYTES, backupCount=1)]
+    if foreground:
+        handlers.append(logging.StreamHandler(sys.stderr))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
@@ -74,14 +73,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry of `python -m fullrank_node.daemon --home DIR`."""
     parser = argparse.ArgumentParser(prog="fullrank-daemon", description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--foreground", action="store_true", help="log to stderr, too")
     options = parser.parse_args(arguments)
     home = Home.resolve(options.home)
     try:
         config = load_config(home.config_file)
-        set_up_logging(home, config)
+        set_up_logging(home, config, foreground=options.foreground)
         asyncio.run(run(home, config))
     except NodeError as error:
         log.error("%s %s", error, error.hint)  # noqa: TRY400 - a sentence, not a traceback
+        if not options.foreground:
+            # `fullrank start` shows these lines, the last of the output, to whoever started the node.
+            sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return int(error.exit_code)
     return int(ExitCode.OK)
 

@@ -375,7 +375,7 @@ asyncio.run(fake_node.main(Path(sys.argv[1])))
 FAILING_DAEMON = """
 import sys
 print("some library's noise", file=sys.stderr)
-print("error: port 7700 is taken\\nfullrank config set network.listen ...", file=sys.stderr)
+print("error: port 7700 is taken\\nby another program\\nhint: fullrank config set network.listen ...", file=sys.stderr)
 sys.exit(78)
 """
 
@@ -404,7 +404,9 @@ async def test_start_waits_for_the_answer_and_stop_for_the_end(home: Home) -> No
 async def test_a_failed_start_shows_the_daemons_own_reason_cure_and_code(home: Home) -> None:
     outcome = await python(WITH_ANOTHER_DAEMON, FAILING_DAEMON, "start")
     assert outcome.code == ExitCode.CONFIG
-    assert outcome.err == "error: port 7700 is taken\nhint: fullrank config set network.listen ...\n"
+    assert (
+        outcome.err == "error: port 7700 is taken\nby another program\nhint: fullrank config set network.listen ...\n"
+    )
 
 
 async def test_a_crash_at_the_start_shows_its_last_lines(home: Home) -> None:

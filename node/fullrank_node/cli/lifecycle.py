@@ -25,8 +25,8 @@ POLL_S = 0.1
 
 ANSWER_TIMEOUT_S = 5.0
 
-TAIL_LINES = 15
-"""Lines of output that explain a failed start: a short traceback and the error."""
+TAIL_LINES = 30
+"""Lines of output that explain a failed start: a traceback, or an error with a list of bad rows."""
 
 TAIL_BYTES_PER_LINE = 400
 """Of a log that is read from its end: longer lines are rare, and then fewer are shown."""
@@ -171,13 +171,11 @@ def _wait_for_answer(home: Home, process: subprocess.Popen[bytes], output: Path)
 
 
 def _failed_start(home: Home, code: int, output: Path) -> NodeError:
-    """The daemon's own reason: it ends its output with a line "error: …" and one with what helps."""
+    """The daemon's own reason: it ends its output with "error: …" and "hint: …"."""
     lines = tail(output, lines=TAIL_LINES) or tail(home.log_file, lines=TAIL_LINES)
     starts = [index for index, line in enumerate(lines) if line.startswith("error: ")]
-    reason = hint = ""
-    if starts:
-        reason = lines[starts[-1]].removeprefix("error: ")
-        hint = " ".join(lines[starts[-1] + 1 :]).removeprefix("hint: ")
+    said = "\n".join(lines[starts[-1] :]) if starts else ""
+    reason, _, hint = said.removeprefix("error: ").partition("\nhint: ")
     for line in () if starts else lines:
         typer.echo(f"  {line}", err=True)
     ending = f"signal {-code}" if code < 0 else f"exit code {code}"

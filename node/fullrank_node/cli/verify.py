@@ -1,16 +1,21 @@
 """`fullrank verify`: replays the signed log from the base and names the first thing that does not agree."""
 
+from typing import Annotated
+
 import typer
 
 from fullrank_node.cli import render
 from fullrank_node.cli.options import HomeOption, JsonOption, finished, home_of
-from fullrank_node.cli.pull import BaseOption, TargetArgument, as_fields
+from fullrank_node.cli.pull import BaseOption, as_fields
 from fullrank_node.errors import ExitCode
 from fullrank_node.operations import no_progress
 
 
 def verify(
-    target: TargetArgument = None,
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="LINK_OR_DIR", help="A swarm's link, or what `pull` wrote; default: this home's swarm."),
+    ] = None,
     base: BaseOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
