@@ -72,7 +72,6 @@ class LimitsSection(_Section):
 
     cpu_threads: int | None = Field(default=None, ge=1, le=1024, description="processor threads; none: a fair share")
     nice: int = Field(default=10, ge=0, le=19, description="politeness of training and merging; 19 is the most")
-    disk_gb: float | None = Field(default=None, gt=0.0, description="most disk space of the home, in 10^9 bytes")
 
 
 class NetworkSection(_Section):

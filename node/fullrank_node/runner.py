@@ -42,6 +42,12 @@ MAX_DELTA_FETCHES = 8
 TICK_S = 0.1
 """Time between two looks at the clock; turns and deadlines are met this closely."""
 
+LISTEN_MS = 10_000
+"""How long a certifier that voted before listens for its own earlier votes when it starts again."""
+
+MAX_REPEATED_VOTES = 16
+"""Newest own votes sent again at a start; older ones are carried by checkpoints or no longer matter."""
+
 _HINT_KINDS: dict[int, str] = {
     wire.CONTRIBUTION: "contribution",
     wire.VOTE: "vote",
@@ -97,8 +103,10 @@ class Runner:
         window_s = self.genesis.timing.slot_window_ms / 1000
         async with asyncio.TaskGroup() as group:
             self._group = group
-            for vote in self.store.own_votes():
-                await self.network.broadcast([vote])
+            if self.state.own_votes:
+                self.state.listen_until_ms = self.clock.now_ms() + LISTEN_MS
+                group.create_task(self._tell_when_synced())
+                await self.network.broadcast(self.store.own_votes()[-MAX_REPEATED_VOTES:])
             group.create_task(self.exchange.run(interval_s=min(max(window_s / 5, 0.5), 10.0)))
             group.create_task(self._look_up_hints(interval_s=min(max(window_s / 2, 2.0), 30.0)))
             while True:
@@ -272,6 +280,10 @@ class Runner:
             self.feed(io.TrainingEnded(base=action.base.checkpoint, produced=False))
             return
         self._training = self._spawn(self._train(action))
+
+    async def _tell_when_synced(self) -> None:
+        await self.exchange.synced.wait()
+        self.feed(io.Synced())
 
     # ---- work --------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from fullrank_protocol.chain import ChainState
 from fullrank_protocol.fork_choice import Tree
 from fullrank_protocol.identity import peer_id
 from fullrank_protocol.limits import PROTOCOL_VERSION
+from fullrank_protocol.round_state import FUTURE
 
 if TYPE_CHECKING:
     from fullrank_node.node import Node
@@ -63,6 +64,8 @@ def status_reply(node: "Node") -> wire.StatusReply:
         _add_chain(reply, runner)
         _add_own(reply, runner)
         reply.warnings.extend(runner.warnings.values())
+        if runner.state.parked.get(FUTURE):
+            reply.warnings.append("checkpoints arrive from the future: this machine's clock is behind the swarm's")
     if node.trouble is not None:
         reply.warnings.append(node.trouble)
     reply.state, reply.reason = _state(node, reply)

@@ -58,6 +58,7 @@ from fullrank_protocol.round_io import (
     SignEvidence,
     SignRefusal,
     SignTakeUp,
+    Synced,
     Tick,
     Train,
     TrainingAllowed,
@@ -65,6 +66,8 @@ from fullrank_protocol.round_io import (
     Verified,
 )
 from fullrank_protocol.round_state import (
+    ANY_HEAD,
+    FUTURE,
     MAX_CACHED_MERGES,
     MAX_CHECKPOINTS_PER_TURN,
     MAX_PARKED,
@@ -84,12 +87,6 @@ MIN_TRAINING_SHARE = 4
 
 DEADLINE_SHARE = 10
 """Training ends a window divided by this before the slot: time to encode, publish and fetch."""
-
-_ANY_HEAD = b"head"
-"""Parked under this: tried again when the head moves or a record arrives."""
-
-_FUTURE = b"future"
-"""Parked under this: a checkpoint ahead of this clock."""
 
 
 def step(state: RoundState, event: Event, now_ms: int) -> tuple[RoundState, list[Action]]:
@@ -126,7 +123,7 @@ def restore(state: RoundState, envelopes: Iterator[Envelope], verdicts: dict[byt
 def _handle(state: RoundState, event: Event, now_ms: int) -> Iterator[Action]:  # noqa: C901, PLR0912 - one flat table
     match event:
         case Tick():
-            yield from _release(state, _FUTURE, now_ms)
+            yield from _release(state, FUTURE, now_ms)
         case ObjectReceived(envelope=envelope):
             yield from _receive(state, envelope, now_ms)
         case DeltaChecked():
@@ -152,6 +149,8 @@ def _handle(state: RoundState, event: Event, now_ms: int) -> Iterator[Action]:  
                 state.train_not_before_ms = now_ms + state.genesis.timing.slot_window_ms // MIN_TRAINING_SHARE
         case TrainingAllowed(allowed=allowed):
             state.trains = allowed
+        case Synced():
+            state.listen_until_ms = 0
 
 
 def _merge_failed(state: RoundState, event: MergeFailed, now_ms: int) -> Iterator[Action]:
@@ -238,7 +237,7 @@ def _receive_contribution(state: RoundState, envelope: Envelope, now_ms: int) ->
         check_contributor(contribution, head, genesis=state.genesis)
     except RejectError as error:
         if error.rule is Rule.MEMBERSHIP and not head.members.is_banned(contribution.member):
-            raise _ParkedError(_ANY_HEAD) from error
+            raise _ParkedError(ANY_HEAD) from error
         raise
     contribution_staleness(contribution, head, genesis=state.genesis, lookup=state.tree.lookup)
     rivals = (c.contribution for c in state.candidates.values() if c.contribution.member == contribution.member)
@@ -251,7 +250,7 @@ def _receive_contribution(state: RoundState, envelope: Envelope, now_ms: int) ->
 def _receive_checkpoint(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
     checkpoint = open_checkpoint(envelope, state.genesis)
     if state.genesis.slot_end_ms(checkpoint.slot) > now_ms + CLOCK_TOLERANCE_MS:
-        raise _ParkedError(_FUTURE)
+        raise _ParkedError(FUTURE)
     tree = state.tree
     if tree.lookup(checkpoint.parent) is None:
         raise _ParkedError(checkpoint.parent)
@@ -297,11 +296,11 @@ def _receive_record(state: RoundState, envelope: Envelope, now_ms: int) -> Itera
         members.apply(envelope, slot=slot, genesis=state.genesis)
     except RejectError as error:
         if error.rule is Rule.MEMBERSHIP:
-            raise _ParkedError(_ANY_HEAD) from error
+            raise _ParkedError(ANY_HEAD) from error
         raise
     state.records[envelope.id] = envelope
     yield Keep(envelope=envelope, slot=slot)
-    yield from _release(state, _ANY_HEAD, now_ms)
+    yield from _release(state, ANY_HEAD, now_ms)
 
 
 def _receive_evidence(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
@@ -366,7 +365,7 @@ def _duties(state: RoundState, now_ms: int) -> Iterator[Action]:
     yield from _verify_checkpoints(state, now_ms)
     yield from _adopt_head(state, now_ms)
     yield from _finalise(state)
-    yield from _vote(state)
+    yield from _vote(state, now_ms)
     yield from _propose(state, now_ms)
     yield from _train(state, now_ms)
     yield from _take_up(state, now_ms)
@@ -508,7 +507,7 @@ def _adopt_head(state: RoundState, now_ms: int) -> Iterator[Action]:
     state.adopted = head.here
     yield Adopt(head=head.here)
     _forget_old(state, head)
-    yield from _release(state, _ANY_HEAD, now_ms)
+    yield from _release(state, ANY_HEAD, now_ms)
 
 
 def _forget_old(state: RoundState, head: ChainState) -> None:
@@ -545,12 +544,12 @@ def _finalise(state: RoundState) -> Iterator[Action]:
         yield Finalised(final=tree.final)
 
 
-def _vote(state: RoundState) -> Iterator[Action]:
+def _vote(state: RoundState, now_ms: int) -> Iterator[Action]:
     """Vote for the head, unless that vote would be an offence together with one in our own record."""
     head = state.tree.head()
     if head.parent is None or state.key not in head.newest_set | head.second_set or head.id in state.casting:
         return
-    if state.tree.conflict is not None:
+    if state.tree.conflict is not None or now_ms < state.listen_until_ms:
         return
     source, target = head.justified, head.here
     for vote in state.own_votes.values():

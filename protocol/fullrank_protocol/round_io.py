@@ -93,7 +93,22 @@ class TrainingAllowed:
     allowed: bool
 
 
-Event = Tick | ObjectReceived | DeltaChecked | DeltaUnavailable | Merged | MergeFailed | TrainingEnded | TrainingAllowed
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """A neighbour has told all it has: our own votes of an earlier life are among what is known now."""
+
+
+Event = (
+    Tick
+    | ObjectReceived
+    | DeltaChecked
+    | DeltaUnavailable
+    | Merged
+    | MergeFailed
+    | TrainingEnded
+    | TrainingAllowed
+    | Synced
+)
 
 # ---- actions -------------------------------------------------------------------------------------
 

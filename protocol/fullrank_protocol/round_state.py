@@ -22,6 +22,13 @@ MAX_CACHED_MERGES = 16
 """Merge results kept: the head's rivals of a few slots."""
 
 
+ANY_HEAD = b"head"
+"""Parked under this: tried again when the head moves or a record arrives."""
+
+FUTURE = b"future"
+"""Parked under this: a checkpoint ahead of this clock."""
+
+
 class DeltaStatus(enum.Enum):
     """Where a known contribution stands on this node."""
 
@@ -66,6 +73,8 @@ class RoundState:
         base_digest: Model digest of the genesis masters.
         wants_certify: Take up the certifier role where the grant allows it.
         trains: The owner has data here and lets the node train.
+        listen_until_ms: No vote leaves before, unless a neighbour has told all it has: a disk restored from a
+            backup may lack votes that this key cast.
         own_votes: Every vote this key ever cast, as far as known here; grows before a signature leaves.
         known: Ids of objects handled already.
         parked: Objects that wait for something they refer to, by what they wait for.
@@ -84,6 +93,7 @@ class RoundState:
     wants_certify: bool = True
     trains: bool = True
     tree: Tree
+    listen_until_ms: int = 0
     own_votes: dict[bytes, Vote] = field(default_factory=dict)
     known: set[bytes] = field(default_factory=set)
     parked: dict[bytes, list[Envelope]] = field(default_factory=dict)
