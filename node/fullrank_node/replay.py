@@ -7,7 +7,7 @@ from fullrank_node.masters import merge_request
 from fullrank_node.merger import Merger, MergeRejectedError
 from fullrank_protocol.checkpoint import Checkpoint
 from fullrank_protocol.fork_choice import Tree
-from fullrank_protocol.round import judge_numbers
+from fullrank_protocol.verifying import judge_numbers
 
 
 async def first_mismatch(

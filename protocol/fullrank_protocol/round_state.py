@@ -22,6 +22,9 @@ MAX_CACHED_MERGES = 16
 """Merge results kept: the head's rivals of a few slots."""
 
 
+ASK_AGAIN_MS = 3_000
+"""Pause before the same object or blob is asked for again: a few round trips of the slowest peers."""
+
 ANY_HEAD = b"head"
 """Parked under this: tried again when the head moves or a record arrives."""
 

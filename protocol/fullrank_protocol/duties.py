@@ -1,0 +1,250 @@
+"""What a node does by itself: adopt, vote, finalise, propose at its turn, train (protocol sections 5 and 8)."""
+
+from collections.abc import Iterator
+
+from fullrank_protocol.chain import ChainState, contribution_staleness
+from fullrank_protocol.errors import IgnoreError, RejectError
+from fullrank_protocol.genesis import Policy
+from fullrank_protocol.intake import release
+from fullrank_protocol.membership import ROLE_CERTIFY, ROLE_CONTRIBUTE
+from fullrank_protocol.proposing import Choice, build_checkpoint, choose_contributions, choose_records, turn_ms
+from fullrank_protocol.round_io import (
+    Action,
+    Adopt,
+    Alarm,
+    CastVote,
+    Finalised,
+    Merged,
+    MergeKey,
+    SignCheckpoint,
+    SignTakeUp,
+    Train,
+)
+from fullrank_protocol.round_state import ANY_HEAD, DeltaStatus, Proposal, RoundState
+from fullrank_protocol.verifying import contributions, merge, unverified
+from fullrank_protocol.vote import Vote
+from fullrank_protocol.wire import objects_pb2 as wire
+
+MIN_TRAINING_SHARE = 4
+"""Training starts only with at least a window divided by this left; less is not worth the overhead."""
+
+DEADLINE_SHARE = 10
+"""Training ends a window divided by this before the slot: time to encode, publish and fetch."""
+
+
+def adopt_head(state: RoundState, now_ms: int) -> Iterator[Action]:
+    """Build on the head from now on."""
+    head = state.tree.head()
+    if head.here == state.adopted:
+        return
+    state.adopted = head.here
+    yield Adopt(head=head.here)
+    forget_old(state, head)
+    yield from release(state, ANY_HEAD, now_ms)
+
+
+def forget_old(state: RoundState, head: ChainState) -> None:
+    """Drop what no checkpoint after this head can use any more."""
+    for record_id in [r for r in state.records if head.members.has_record(r)]:
+        del state.records[record_id]
+    for evidence_id in [e for e, piece in state.evidence.items() if head.members.is_banned(piece.accused)]:
+        del state.evidence[evidence_id]
+    final = state.tree.state(state.tree.final.checkpoint)
+    in_tree = {contribution.id for open_ in unverified(state) for contribution in contributions(open_)}
+    for contribution_id, candidate in list(state.candidates.items()):
+        if contribution_id in in_tree:
+            continue
+        try:
+            contribution_staleness(candidate.contribution, final, genesis=state.genesis, lookup=state.tree.lookup)
+            used = (candidate.contribution.member, candidate.contribution.base_checkpoint) in final.used
+        except RejectError:
+            used = True
+        except IgnoreError:
+            used = False
+        if used:
+            del state.candidates[contribution_id]
+
+
+def finalise(state: RoundState) -> Iterator[Action]:
+    """Tell what has become irrevocable; stop and say so when two conflicting checkpoints have."""
+    tree = state.tree
+    if tree.conflict is not None:
+        if not state.alarmed:
+            state.alarmed = True
+            yield Alarm(ours=tree.final, theirs=tree.conflict)
+        return
+    if tree.final != state.finalised:
+        state.finalised = tree.final
+        yield Finalised(final=tree.final)
+
+
+def vote(state: RoundState, now_ms: int) -> Iterator[Action]:
+    """Vote for the head, unless that vote would be an offence together with one in our own record."""
+    head = state.tree.head()
+    if head.parent is None or state.key not in head.newest_set | head.second_set or head.id in state.casting:
+        return
+    if state.tree.conflict is not None or now_ms < state.listen_until_ms:
+        return
+    source, target = head.justified, head.here
+    for vote in state.own_votes.values():
+        if vote.target == target.checkpoint or _would_offend(vote, source_slot=source.slot, target_slot=target.slot):
+            return
+    state.casting.add(head.id)
+    yield CastVote(source=source, target=target)
+
+
+def _would_offend(vote: Vote, *, source_slot: int, target_slot: int) -> bool:
+    if vote.target_slot == target_slot:
+        return True
+    ours_around = source_slot < vote.source_slot and vote.target_slot < target_slot
+    ours_inside = vote.source_slot < source_slot and target_slot < vote.target_slot
+    return ours_around or ours_inside
+
+
+def propose(state: RoundState, now_ms: int) -> Iterator[Action]:
+    """Propose a checkpoint for the slot that has just ended, once it is our turn and nobody has."""
+    if state.proposal is not None:
+        yield from _finish_proposal(state)
+        return
+    tree, genesis = state.tree, state.genesis
+    head = tree.head()
+    slot = genesis.slot_at(now_ms) - 1
+    if slot <= max(head.slot, state.proposed_slot, 0) or tree.conflict is not None:
+        return
+    if any(tree.is_justified(checkpoint_id) for checkpoint_id in state.unverified):
+        return
+    seen = state.first_seen_ms.get(head.id, 0)
+    turn = turn_ms(tree, head, slot=slot, key=state.key, head_seen_ms=seen)
+    if turn is None or now_ms < turn or _has_rival(state, head, slot, now_ms):
+        return
+    choice = choose_contributions(state, head, slot=slot)
+    if choice.on_the_way and now_ms < turn + genesis.timing.grace_ms // 2:
+        return
+    if choice.entries:
+        key = MergeKey(parent=head.id, contribution_ids=tuple(e.contribution.id for e in choice.entries))
+        state.proposal = Proposal(slot=slot, parent=head.id, key=key)
+        if key not in state.merges:
+            yield from merge(state, head, key, now_ms)
+        yield from _finish_proposal(state)
+        return
+    records = choose_records(state, head, slot=slot)
+    normal_open = not tree.is_final(tree.state(head.last_normal.checkpoint))
+    change_open = not tree.is_final(tree.state(head.certifier_change.checkpoint))
+    if normal_open or change_open or choice.refused or records.records or records.evidence or records.waiting:
+        yield from _sign(state, head, slot=slot, choice=choice, merged=None)
+
+
+def _finish_proposal(state: RoundState) -> Iterator[Action]:
+    """Sign once the merge is there; give up when the head moved on or a rival holds meanwhile."""
+    proposal = state.proposal
+    assert proposal is not None
+    head = state.tree.head()
+    if head.id != proposal.parent or proposal.slot <= head.slot:
+        state.proposal = None
+        return
+    merged = state.merges.get(proposal.key)
+    if merged is None:
+        return
+    state.proposal = None
+    choice = choose_contributions(state, head, slot=proposal.slot)
+    by_id = {entry.contribution.id: entry for entry in choice.entries}
+    if not all(contribution_id in by_id for contribution_id in proposal.key.contribution_ids):
+        return
+    entries = tuple(by_id[contribution_id] for contribution_id in proposal.key.contribution_ids)
+    choice = Choice(entries=entries, refused=choice.refused, on_the_way=False)
+    yield from _sign(state, head, slot=proposal.slot, choice=choice, merged=merged)
+
+
+def _sign(state: RoundState, head: ChainState, *, slot: int, choice: Choice, merged: Merged | None) -> Iterator[Action]:
+    records = choose_records(state, head, slot=slot)
+    state.proposed_slot = slot
+    yield SignCheckpoint(
+        checkpoint=build_checkpoint(state, head, slot=slot, choice=choice, records=records, merged=merged)
+    )
+
+
+def _has_rival(state: RoundState, head: ChainState, slot: int, now_ms: int) -> bool:
+    """A checkpoint for this slot on our head that holds, or that came too recently to know."""
+    for child in state.tree.nodes[head.id].children:
+        node = state.tree.nodes[child]
+        young = now_ms - state.first_seen_ms.get(child, 0) < state.genesis.timing.slot_window_ms
+        if node.state.slot == slot and (node.verdict or (node.verdict is None and young)):
+            return True
+    return False
+
+
+def train(state: RoundState, now_ms: int) -> Iterator[Action]:
+    """Train on the head, once for the same weights, where enough of the slot is left to be worth it."""
+    head = state.tree.head()
+    if not state.trains or state.training is not None or head.id in state.trained_on:
+        return
+    total = state.genesis.training.total_rounds
+    if (total and head.round >= total) or now_ms < state.train_not_before_ms or not _may_contribute(state, head):
+        return
+    if _has_contributed(state, head) or _is_behind(state, now_ms) or _expects_new_head(state, head, now_ms):
+        return
+    window = state.genesis.timing.slot_window_ms
+    slot = max(state.genesis.slot_at(now_ms), head.slot + 1)
+    deadline = state.genesis.slot_end_ms(slot) - window // DEADLINE_SHARE
+    if deadline - now_ms < window // MIN_TRAINING_SHARE:
+        return
+    state.training = head.here
+    yield Train(base=head.here, base_round=head.round, deadline_ms=deadline)
+
+
+def _has_contributed(state: RoundState, head: ChainState) -> bool:
+    """Whether a delta of ours on these very weights was used or waits (empty checkpoints keep the weights)."""
+    if (state.key, head.id) in head.used:
+        return True
+    mine = (c.contribution for c in state.candidates.values() if c.contribution.member == state.key)
+    bases = (state.tree.lookup(contribution.base_checkpoint) for contribution in mine)
+    return any(base is not None and base.last_normal == head.last_normal for base in bases)
+
+
+def _expects_new_head(state: RoundState, head: ChainState, now_ms: int) -> bool:
+    """Whether a slot has just ended in which something was offered: its checkpoint is worth waiting for.
+
+    Training on the old head would make every delta one round stale, and each stale one delays the next.
+    """
+    genesis = state.genesis
+    slot = genesis.slot_at(now_ms)
+    starts_at_ms = genesis.slot_start_ms(slot)
+    if head.slot >= slot - 1 or now_ms >= starts_at_ms + genesis.timing.slot_window_ms // MIN_TRAINING_SHARE:
+        return False
+    return any(
+        candidate.received_at_ms < starts_at_ms
+        and candidate.status is not DeltaStatus.REFUSED
+        and (candidate.contribution.member, candidate.contribution.base_checkpoint) not in head.used
+        for candidate in state.candidates.values()
+    )
+
+
+def _is_behind(state: RoundState, now_ms: int) -> bool:
+    """Whether a newer head is on its way: one just seen, or one that the certifiers have voted for."""
+    head = state.tree.head()
+    window = state.genesis.timing.slot_window_ms
+    return any(
+        state.tree.state(checkpoint_id).slot > head.slot
+        and (now_ms - seen_ms < window or state.tree.is_justified(checkpoint_id))
+        for checkpoint_id, seen_ms in state.unverified.items()
+    )
+
+
+def _may_contribute(state: RoundState, head: ChainState) -> bool:
+    if head.members.may(state.key, ROLE_CONTRIBUTE):
+        return True
+    return state.genesis.membership.policy == Policy.OPEN and not head.members.is_banned(state.key)
+
+
+def take_up(state: RoundState, now_ms: int) -> Iterator[Action]:
+    """Ask for the certifier role that our grant holds, once every few slots until it is carried."""
+    members = state.tree.head().members
+    if not state.wants_certify or state.key in members.certifiers or not members.may(state.key, ROLE_CERTIFY):
+        return
+    if any(r.type == wire.TAKE_UP and r.public_key == state.key for r in state.records.values()):
+        return
+    slot = state.genesis.slot_at(now_ms)
+    if slot <= state.took_up_slot + 2:
+        return
+    state.took_up_slot = slot
+    yield SignTakeUp()

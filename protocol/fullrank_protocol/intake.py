@@ -1,0 +1,219 @@
+"""Places what arrives: into the tree, among the candidates, records and votes, or aside (protocol sections 5 and 13).
+
+An object whose base, parent, target or grant is not known yet is parked under what it waits for, and
+taken up again when that arrives. A faulty one is dropped with the rule it breaks.
+"""
+
+from collections.abc import Callable, Iterator
+
+from fullrank_protocol.chain import check_contributor, contribution_staleness
+from fullrank_protocol.checkpoint import open_checkpoint
+from fullrank_protocol.contribution import open_contribution
+from fullrank_protocol.envelope import Envelope
+from fullrank_protocol.errors import IgnoreError, RejectError, Rule
+from fullrank_protocol.fork_choice import Offence
+from fullrank_protocol.limits import CLOCK_TOLERANCE_MS
+from fullrank_protocol.round_io import Action, Drop, FetchObjects, Keep, SignEvidence
+from fullrank_protocol.round_state import (
+    ANY_HEAD,
+    ASK_AGAIN_MS,
+    FUTURE,
+    MAX_CHECKPOINTS_PER_TURN,
+    MAX_PARKED,
+    Candidate,
+    RoundState,
+)
+from fullrank_protocol.verifying import carried, contributions
+from fullrank_protocol.vote import Vote, open_evidence, open_refusal, open_vote
+from fullrank_protocol.wire import objects_pb2 as wire
+
+
+def receive(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
+    """Place one object where it belongs, park it, or say why not."""
+    if envelope.id in state.known:
+        return
+    handler = _HANDLERS.get(envelope.type)
+    if handler is None:
+        yield Drop(envelope=envelope, rule=Rule.SCHEMA, detail=f"is of type {envelope.type}, which nobody keeps")
+        return
+    try:
+        actions = list(handler(state, envelope, now_ms))
+    except _ParkedError as parked:
+        if _park(state, parked.waits_for, envelope) and len(parked.waits_for) == 32:
+            yield from ask(state, [parked.waits_for], now_ms)
+        return
+    except RejectError as error:
+        state.known.add(envelope.id)
+        yield Drop(envelope=envelope, rule=error.rule, detail=error.detail)
+        return
+    except IgnoreError as error:
+        yield Drop(envelope=envelope, rule=None, detail=error.detail)
+        return
+    state.known.add(envelope.id)
+    state.asked.pop(envelope.id, None)
+    yield from actions
+    yield from release(state, envelope.id, now_ms)
+
+
+class _ParkedError(Exception):
+    def __init__(self, waits_for: bytes) -> None:
+        super().__init__()
+        self.waits_for = waits_for
+
+
+def _park(state: RoundState, waits_for: bytes, envelope: Envelope) -> bool:
+    queue = state.parked.setdefault(waits_for, [])
+    if any(other.id == envelope.id for other in queue):
+        return False
+    while state.num_parked >= MAX_PARKED:
+        oldest = next(iter(state.parked))
+        state.num_parked -= len(state.parked.pop(oldest))
+        queue = state.parked.setdefault(waits_for, [])
+    queue.append(envelope)
+    state.num_parked += 1
+    return True
+
+
+def release(state: RoundState, waited_for: bytes, now_ms: int) -> Iterator[Action]:
+    """Take up again what waited for something that is here now."""
+    queue = state.parked.pop(waited_for, [])
+    state.num_parked -= len(queue)
+    for envelope in queue:
+        yield from receive(state, envelope, now_ms)
+
+
+def ask(state: RoundState, ids: list[bytes], now_ms: int) -> Iterator[Action]:
+    """Ask neighbours for objects, unless they were asked just now."""
+    due = [object_id for object_id in ids if state.asked.get(object_id, 0) <= now_ms]
+    if due:
+        state.asked.update(dict.fromkeys(due, now_ms + ASK_AGAIN_MS))
+        yield FetchObjects(ids=tuple(due))
+
+
+def _receive_contribution(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
+    contribution = open_contribution(envelope, state.genesis)
+    if state.tree.lookup(contribution.base_checkpoint) is None:
+        raise _ParkedError(contribution.base_checkpoint)
+    head = state.tree.head()
+    try:
+        check_contributor(contribution, head, genesis=state.genesis)
+    except RejectError as error:
+        if error.rule is Rule.MEMBERSHIP and not head.members.is_banned(contribution.member):
+            raise _ParkedError(ANY_HEAD) from error
+        raise
+    contribution_staleness(contribution, head, genesis=state.genesis, lookup=state.tree.lookup)
+    rivals = (c.contribution for c in state.candidates.values() if c.contribution.member == contribution.member)
+    if any(rival.base_checkpoint == contribution.base_checkpoint for rival in rivals):
+        raise RejectError(Rule.DUPLICATE, "is a second contribution of this member on the same base checkpoint")
+    state.candidates[contribution.id] = Candidate(contribution, received_at_ms=now_ms)
+    yield Keep(envelope=envelope, slot=max(state.genesis.slot_at(now_ms), 0))
+
+
+def _receive_checkpoint(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
+    checkpoint = open_checkpoint(envelope, state.genesis)
+    if state.genesis.slot_end_ms(checkpoint.slot) > now_ms + CLOCK_TOLERANCE_MS:
+        raise _ParkedError(FUTURE)
+    tree = state.tree
+    if tree.lookup(checkpoint.parent) is None:
+        raise _ParkedError(checkpoint.parent)
+    for contribution in contributions(checkpoint):
+        if tree.lookup(contribution.base_checkpoint) is None:
+            raise _ParkedError(contribution.base_checkpoint)
+    turn = (checkpoint.slot, checkpoint.proposer)
+    if state.num_in_turn.get(turn, 0) >= MAX_CHECKPOINTS_PER_TURN:
+        raise RejectError(Rule.DUPLICATE, f"comes after {MAX_CHECKPOINTS_PER_TURN} others of its proposer and slot")
+    _, offences = tree.add(checkpoint)
+    state.num_in_turn[turn] = state.num_in_turn.get(turn, 0) + 1
+    state.unverified[checkpoint.id] = state.first_seen_ms[checkpoint.id] = now_ms
+    for contribution in contributions(checkpoint):
+        state.candidates.setdefault(contribution.id, Candidate(contribution, received_at_ms=now_ms))
+    for vote in checkpoint.votes:
+        _note_own_vote(state, vote)
+    state.known.update(carried(checkpoint))
+    yield Keep(envelope=envelope, slot=checkpoint.slot)
+    yield from _report(state, offences)
+
+
+def _receive_vote(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
+    del now_ms
+    vote = open_vote(envelope)
+    _note_own_vote(state, vote)
+    if state.tree.lookup(vote.target) is None:
+        raise _ParkedError(vote.target)
+    offences = state.tree.add_vote(vote)
+    yield Keep(envelope=envelope, slot=vote.target_slot)
+    yield from _report(state, offences)
+
+
+def _receive_record(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
+    head = state.tree.head()
+    slot = max(state.genesis.slot_at(now_ms), head.slot + 1)
+    members = head.members
+    for record in state.records.values():
+        try:
+            members = members.apply(record, slot=slot, genesis=state.genesis)
+        except RejectError:
+            continue
+    try:
+        members.apply(envelope, slot=slot, genesis=state.genesis)
+    except RejectError as error:
+        if error.rule is Rule.MEMBERSHIP:
+            raise _ParkedError(ANY_HEAD) from error
+        raise
+    state.records[envelope.id] = envelope
+    yield Keep(envelope=envelope, slot=slot)
+    yield from release(state, ANY_HEAD, now_ms)
+
+
+def _receive_evidence(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
+    evidence = open_evidence(envelope)
+    members = state.tree.head().members
+    if members.is_banned(evidence.accused):
+        raise IgnoreError("is against somebody who is excluded already")
+    members.exclude(evidence.accused, offence_slot=evidence.offence_slot)
+    if any(other.accused == evidence.accused for other in state.evidence.values()):
+        raise IgnoreError("is a second piece against the same certifier")
+    state.evidence[envelope.id] = evidence
+    yield Keep(envelope=envelope, slot=max(state.genesis.slot_at(now_ms), 0))
+
+
+def _receive_refusal(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
+    refusal = open_refusal(envelope)
+    del now_ms
+    node = state.tree.nodes.get(refusal.checkpoint)
+    if node is None:
+        raise _ParkedError(refusal.checkpoint)
+    if envelope.public_key not in node.state.newest_set | node.state.second_set:
+        raise RejectError(Rule.MEMBERSHIP, "is a refusal by somebody who is no certifier")
+    yield Keep(envelope=envelope, slot=node.state.slot)
+
+
+_HANDLERS: dict[int, Callable[[RoundState, Envelope, int], Iterator[Action]]] = {
+    wire.CONTRIBUTION: _receive_contribution,
+    wire.CHECKPOINT: _receive_checkpoint,
+    wire.VOTE: _receive_vote,
+    wire.REFUSAL: _receive_refusal,
+    wire.EVIDENCE: _receive_evidence,
+    wire.GRANT: _receive_record,
+    wire.ADMISSION: _receive_record,
+    wire.TAKE_UP: _receive_record,
+    wire.LEAVE: _receive_record,
+    wire.REVOCATION: _receive_record,
+    wire.READMISSION: _receive_record,
+    wire.RETIREMENT: _receive_record,
+    wire.EJECTION: _receive_record,
+}
+
+
+def _note_own_vote(state: RoundState, vote: Vote) -> None:
+    if vote.voter == state.key:
+        state.own_votes[vote.id] = vote
+        state.casting.discard(vote.target)
+
+
+def _report(state: RoundState, offences: list[Offence]) -> Iterator[Action]:
+    accused = {evidence.accused for evidence in state.evidence.values()}
+    for offence in offences:
+        if offence.first.voter not in accused and not state.tree.head().members.is_banned(offence.first.voter):
+            accused.add(offence.first.voter)
+            yield SignEvidence(first=offence.first, second=offence.second)
