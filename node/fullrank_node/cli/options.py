@@ -43,6 +43,9 @@ ThreadsOption = Annotated[
 home_before_command: ContextVar[Path | None] = ContextVar("home_before_command", default=None)
 """`--home` as given before the command's name."""
 
+KEPT_PORTS = range(20_000, 32_000)
+"""Where a new node finds its port: below those that systems hand out to outgoing connections, so it stays free."""
+
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
@@ -135,11 +138,21 @@ def network_values(
 
 
 def _free_port() -> int:
+    import random
     import socket
 
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+    # Sampled, not counted up: several nodes that are set up at the same time on one machine rarely meet.
+    for port in random.sample(KEPT_PORTS, len(KEPT_PORTS)):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise NodeError(
+        f"no free TCP port between {KEPT_PORTS[0]} and {KEPT_PORTS[-1]}",
+        hint="Choose an address with --listen, or use --no-listen.",
+    )
 
 
 def finished(result: Any) -> Any:
