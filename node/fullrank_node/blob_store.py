@@ -156,6 +156,13 @@ class BlobStore:
             self._write_hashes(ref.id, hashes)
         return BlobWriter(self, ref, hashes)
 
+    def drop_spoilt(self, blob_id: bytes) -> None:
+        """Deletes the blob if its file was damaged, so that it is fetched again; reads all of it."""
+        with contextlib.suppress(KeyError):
+            _, hashes = self.header(blob_id)
+            for index in range(len(hashes)):
+                self.read_chunk(blob_id, index)
+
     def delete(self, blob_id: bytes) -> None:
         """Forgets the blob and any download of it."""
         self.path(blob_id).unlink(missing_ok=True)

@@ -333,6 +333,8 @@ class Runner:
             self.feed(io.MergeFailed(key=action.key, rule=error.rule, detail=error.detail))
         except NodeError as error:
             self.warnings["merge"] = str(error)
+            for entry in action.entries:
+                await asyncio.to_thread(self.store.blobs.drop_spoilt, entry.contribution.blob.id)
             log.warning("A merge could not be carried out here: %s", error)
             self.feed(io.MergeFailed(key=action.key, rule=None, detail=str(error)))
         else:

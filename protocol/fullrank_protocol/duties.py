@@ -81,13 +81,15 @@ def finalise(state: RoundState) -> Iterator[Action]:
 def vote(state: RoundState, now_ms: int) -> Iterator[Action]:
     """Vote for the head, unless that vote would be an offence together with one in our own record."""
     head = state.tree.head()
-    if head.parent is None or state.key not in head.newest_set | head.second_set or head.id in state.casting:
+    if head.parent is None or head.id in state.voted_for or head.id in state.casting:
+        return
+    if state.key not in head.newest_set | head.second_set:
         return
     if state.tree.conflict is not None or now_ms < state.listen_until_ms:
         return
     source, target = head.justified, head.here
     for vote in state.own_votes.values():
-        if vote.target == target.checkpoint or _would_offend(vote, source_slot=source.slot, target_slot=target.slot):
+        if _would_offend(vote, source_slot=source.slot, target_slot=target.slot):
             return
     state.casting.add(head.id)
     yield CastVote(source=source, target=target)
@@ -104,7 +106,7 @@ def _would_offend(vote: Vote, *, source_slot: int, target_slot: int) -> bool:
 def propose(state: RoundState, now_ms: int) -> Iterator[Action]:
     """Propose a checkpoint for the slot that has just ended, once it is our turn and nobody has."""
     if state.proposal is not None:
-        yield from _finish_proposal(state)
+        yield from _finish_proposal(state, now_ms)
         return
     tree, genesis = state.tree, state.genesis
     head = tree.head()
@@ -123,9 +125,7 @@ def propose(state: RoundState, now_ms: int) -> Iterator[Action]:
     if choice.entries:
         key = MergeKey(parent=head.id, contribution_ids=tuple(e.contribution.id for e in choice.entries))
         state.proposal = Proposal(slot=slot, parent=head.id, key=key)
-        if key not in state.merges:
-            yield from merge(state, head, key, now_ms)
-        yield from _finish_proposal(state)
+        yield from _finish_proposal(state, now_ms)
         return
     records = choose_records(state, head, slot=slot)
     normal_open = not tree.is_final(tree.state(head.last_normal.checkpoint))
@@ -134,8 +134,8 @@ def propose(state: RoundState, now_ms: int) -> Iterator[Action]:
         yield from _sign(state, head, slot=slot, choice=choice, merged=None)
 
 
-def _finish_proposal(state: RoundState) -> Iterator[Action]:
-    """Sign once the merge is there; give up when the head moved on or a rival holds meanwhile."""
+def _finish_proposal(state: RoundState, now_ms: int) -> Iterator[Action]:
+    """Have it merged, then sign; give up when the head moved on or a rival holds meanwhile."""
     proposal = state.proposal
     assert proposal is not None
     head = state.tree.head()
@@ -144,6 +144,7 @@ def _finish_proposal(state: RoundState) -> Iterator[Action]:
         return
     merged = state.merges.get(proposal.key)
     if merged is None:
+        yield from merge(state, head, proposal.key, now_ms)
         return
     state.proposal = None
     choice = choose_contributions(state, head, slot=proposal.slot)

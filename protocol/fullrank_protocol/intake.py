@@ -208,6 +208,7 @@ _HANDLERS: dict[int, Callable[[RoundState, Envelope, int], Iterator[Action]]] = 
 def _note_own_vote(state: RoundState, vote: Vote) -> None:
     if vote.voter == state.key:
         state.own_votes[vote.id] = vote
+        state.voted_for.add(vote.target)
         state.casting.discard(vote.target)
 
 

@@ -79,6 +79,7 @@ class RoundState:
         listen_until_ms: No vote leaves before, unless a neighbour has told all it has: a disk restored from a
             backup may lack votes that this key cast.
         own_votes: Every vote this key ever cast, as far as known here; grows before a signature leaves.
+        voted_for: Targets of those votes.
         known: Ids of objects handled already.
         parked: Objects that wait for something they refer to, by what they wait for.
         asked: Objects asked of neighbours, with the time of the next attempt.
@@ -98,6 +99,7 @@ class RoundState:
     tree: Tree
     listen_until_ms: int = 0
     own_votes: dict[bytes, Vote] = field(default_factory=dict)
+    voted_for: set[bytes] = field(default_factory=set)
     known: set[bytes] = field(default_factory=set)
     parked: dict[bytes, list[Envelope]] = field(default_factory=dict)
     num_parked: int = 0

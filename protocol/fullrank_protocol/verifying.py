@@ -156,6 +156,10 @@ def merge_failed(state: RoundState, event: MergeFailed, now_ms: int) -> Iterator
     """A merge could not be made: for a reason that everybody finds, or for one of this node alone."""
     if event.rule is None:
         state.merging[event.key] = now_ms + ASK_AGAIN_MS
+        for contribution_id in event.key.contribution_ids:
+            candidate = state.candidates.get(contribution_id)
+            if candidate is not None and candidate.status is DeltaStatus.READY:
+                candidate.status = DeltaStatus.WAITING  # Its blob may have been lost on this disk: look again.
     else:
         state.merging.pop(event.key, None)
         for checkpoint in unverified(state):
