@@ -220,6 +220,7 @@ class BlobFetcher:
                 response = await ask((reader, writer), request)
         except TimeoutError as error:
             raise PeerUnreachable(f"no header within {self._limits.header_timeout_s:g} s") from error
+        self._traffic.add(up=request.ByteSize(), down=response.ByteSize())
         header = response.blob_header
         await download.begin(header.num_bytes, list(header.chunk_sha256))
         if (

@@ -6,6 +6,7 @@ peers; each is tried in the background, again and again, so that a dead first on
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ from typing import Any, Final, Protocol
 
 from fullrank_node.clock import Clock
 from fullrank_node.network.asking import short
-from fullrank_node.network.interface import NetworkError, OnPeer, PeerFailure, PeerInfo, PeerUnreachable
+from fullrank_node.network.interface import DialError, NetworkError, OnPeer, PeerFailure, PeerInfo, PeerUnreachable
 from fullrank_node.network.peer_cache import KnownPeer, PeerCache
+from fullrank_node.network.probing import probe_all
 from fullrank_node.network.settings import NetworkSettings
 
 logger = logging.getLogger(__name__)
@@ -103,6 +105,7 @@ class Connections:
         self._strangers: dict[bytes, _Stranger] = {}
         self._dials: dict[bytes, asyncio.Task[None]] = {}
         self._dial_errors: dict[bytes, NetworkError] = {}
+        self._poll_now = asyncio.Event()
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._table
@@ -141,6 +144,10 @@ class Connections:
         logger.info("Connected to peer %s (%d now)", short(key), len(self._table))
         self._on_peer(key, True)  # noqa: FBT003 - the interface's own order.
 
+    def doubt(self) -> None:
+        """Something hints that a connection is gone: look now."""
+        self._poll_now.set()
+
     def reset(self) -> None:
         """Every connection is gone with p2pd."""
         for key in list(self._table):
@@ -178,7 +185,10 @@ class Connections:
         """Looks for connections that others opened, and for those that are gone, for ever."""
         num_failures = 0
         while True:
-            await asyncio.sleep(_POLL_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_S):
+                    await self._poll_now.wait()
+            self._poll_now.clear()
             dialer = self._dialer()
             if dialer is None:
                 num_failures = 0
@@ -214,7 +224,7 @@ class Connections:
 
     def _drop(self, key: bytes) -> None:
         del self._table[key]
-        self._cache.lost(key)
+        self._cache.lost(key, now_s=asyncio.get_running_loop().time())
         self._on_peer(key, False)  # noqa: FBT003 - the interface's own order.
 
     async def _greet_stranger(self, key: bytes, stranger: _Stranger) -> None:
@@ -241,9 +251,10 @@ class Connections:
             self._dial_errors.pop(known.key, None)
         except NetworkError as error:
             self._dial_errors[known.key] = error
-            by_address = getattr(error, "by_address", {})
             now_s = asyncio.get_running_loop().time()
-            self._cache.failed(known.key, str(error), by_address=by_address, now_s=now_s)
+            by_address = error.by_address if isinstance(error, DialError) else {}
+            soon = isinstance(error, DialError) and error.again_soon
+            self._cache.failed(known.key, str(error), by_address=by_address, now_s=now_s, again_soon=soon)
             logger.debug("No connection to peer %s: %s", short(known.key), error)
         finally:
             del self._dials[known.key]
@@ -252,7 +263,11 @@ class Connections:
         dialer = self._dialer()
         if dialer is None:
             raise PeerUnreachable("the network process (p2pd) of this node is starting again")
-        await dialer.connect(known.key, list(known.bases), timeout_s=self._settings.dial_timeout_s)
+        timeout_s = self._settings.dial_timeout_s
+        reasons = await probe_all(list(known.bases), timeout_s=timeout_s)
+        if all(reasons.values()):
+            raise DialError("; ".join(sorted(set(reasons.values()))), by_address=reasons)
+        await dialer.connect(known.key, list(known.bases), timeout_s=timeout_s)
         try:
             latency_ms = await self._greet(known.key)
         except PeerFailure:

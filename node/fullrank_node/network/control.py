@@ -16,7 +16,7 @@ from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
 from fullrank_node.network.asking import Stream
-from fullrank_node.network.interface import PeerUnreachable
+from fullrank_node.network.interface import DialError, PeerUnreachable
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ _EXPLANATIONS = (
     ("connection refused", "nothing listens there"),
     ("no route to host", "no route to this address"),
     ("network is unreachable", "no route to this address"),
+    ("dial backoff", "it failed a moment ago, and p2pd pauses before it tries again"),
     ("i/o timeout", "no answer from this address"),
     ("context deadline exceeded", "no answer from this address"),
     ("dial to self attempted", "this is our own address"),
@@ -60,18 +61,6 @@ def explain(message: str) -> str:
         if fragment in lowered:
             return explanation
     return message.removeprefix("Connect failed. msg=").strip()[:200]
-
-
-class DialError(PeerUnreachable):
-    """No address of a peer answered.
-
-    Attributes:
-        by_address: Why, for each address that p2pd tried and told about.
-    """
-
-    def __init__(self, message: str, *, by_address: dict[str, str]) -> None:
-        super().__init__(message)
-        self.by_address = by_address
 
 
 class Control:
@@ -158,7 +147,8 @@ class Control:
             raise PeerUnreachable("the network process (p2pd) of this node went down") from error
         if response.type == p2pd_pb2.Response.ERROR:
             message = response.error.msg
-            raise DialError(explain(message), by_address=_reasons(message))
+            backs_off = "dial backoff" in message
+            raise DialError(explain(message), by_address=_reasons(message), again_soon=backs_off)
         return response
 
 

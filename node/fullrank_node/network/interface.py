@@ -104,6 +104,20 @@ class PeerUnreachable(NetworkError):  # noqa: N818 - says what is so
     """No connection, it broke, or no answer came in time."""
 
 
+class DialError(PeerUnreachable):
+    """No address of a peer answered.
+
+    Attributes:
+        by_address: Why, for each address that was tried.
+        again_soon: Nothing was tried: p2pd is still in the pause after an earlier failure.
+    """
+
+    def __init__(self, message: str, *, by_address: Mapping[str, str], again_soon: bool = False) -> None:
+        super().__init__(message)
+        self.by_address = dict(by_address)
+        self.again_soon = again_soon
+
+
 class PeerFailure(NetworkError):  # noqa: N818 - says what is so
     """The peer answered with a Failure.
 

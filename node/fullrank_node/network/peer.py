@@ -171,6 +171,7 @@ class PeerNetwork:
         )
         generation = await self._supervisor.start()
         self._note_addresses(generation)
+        self._save_cache()
         started = asyncio.Event()
         self._main = asyncio.create_task(self._run(self._supervisor, started))
         await started.wait()
@@ -184,8 +185,8 @@ class PeerNetwork:
         await self._server.close()
         if self._supervisor is not None:
             await self._supervisor.close()
+            self._save_cache()
             self._supervisor = None
-        self._save_cache()
 
     async def wait_closed(self) -> None:
         """Returns when the network has been closed; raises what ended it if that was anything else."""
@@ -323,9 +324,13 @@ class PeerNetwork:
         generation = self._generation
         if generation is None:
             raise PeerUnreachable("the network process (p2pd) of this node is starting again")
-        return await generation.control.open_stream(
-            peer, stream_protocol(self._swarm), timeout_s=self._settings.dial_timeout_s
-        )
+        try:
+            return await generation.control.open_stream(
+                peer, stream_protocol(self._swarm), timeout_s=self._settings.dial_timeout_s
+            )
+        except PeerUnreachable:
+            self._connections.doubt()
+            raise
 
     async def _greet(self, peer: bytes) -> float:
         loop = asyncio.get_running_loop()

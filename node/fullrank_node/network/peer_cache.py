@@ -109,22 +109,27 @@ class PeerCache:
         peer.bases = dict.fromkeys(peer.bases, "")
         self._changed = True
 
-    def failed(self, key: bytes, reason: str, *, by_address: dict[str, str], now_s: float) -> None:
-        """A peer did not answer; it is tried again after a pause that doubles each time."""
+    def failed(
+        self, key: bytes, reason: str, *, by_address: dict[str, str], now_s: float, again_soon: bool = False
+    ) -> None:
+        """A peer did not answer; it is tried again after a pause that doubles each time, unless `again_soon`."""
         peer = self._peers.get(key)
         if peer is None:
             return
         peer.bases = {base: by_address.get(base, reason) for base in peer.bases}
         pause_s = min(_FIRST_PAUSE_S * 2 ** min(peer.num_failures, 16), self._max_pause_s)
-        peer.num_failures += 1
+        if again_soon:
+            pause_s = _FIRST_PAUSE_S
+        else:
+            peer.num_failures += 1
         peer.next_try_s = now_s + pause_s * random.uniform(0.8, 1.2)  # noqa: S311 - spreads retries, hides nothing.
 
-    def lost(self, key: bytes) -> None:
-        """A connection broke: worth trying again at once."""
+    def lost(self, key: bytes, *, now_s: float) -> None:
+        """A connection broke: worth trying again soon, when the peer may have restarted."""
         peer = self._peers.get(key)
         if peer is not None:
             peer.num_failures = 0
-            peer.next_try_s = 0.0
+            peer.next_try_s = now_s + _FIRST_PAUSE_S
 
     def errors(self, *, connected: Collection[bytes]) -> dict[str, str]:
         """Why peers that are not connected are not, by address."""
