@@ -52,7 +52,6 @@ class BaseSection(_Section):
     """The base model on this machine."""
 
     path: Path | None = Field(default=None, description="its directory; none: found in the cache, the hub or at peers")
-    serve: bool = Field(default=False, description="let peers fetch the base's files from this node")
 
 
 class TrainSection(_Section):

@@ -50,7 +50,11 @@ def status_reply(node: "Node") -> wire.StatusReply:
         disk_free_bytes=shutil.disk_usage(node.home.path).free,
         uptime_ms=now_ms - node.started_at_ms,
         training=_training(node, now_ms),
-        device=wire.ComputeDevice(name=node.config.train.device, threads=node.trainer.threads),
+        device=wire.ComputeDevice(
+            name=node.trainer.device_name,
+            memory_total_bytes=node.trainer.device_memory_bytes,
+            threads=node.trainer.threads,
+        ),
         processes=wire.Processes(
             daemon=os.getpid(),
             trainer=node.trainer.pid or 0,
@@ -58,6 +62,8 @@ def status_reply(node: "Node") -> wire.StatusReply:
             daemon_resident_bytes=psutil.Process().memory_info().rss,
         ),
     )
+    traffic = node.network.traffic()
+    reply.bytes_up, reply.bytes_down = traffic.bytes_up, traffic.bytes_down
     for address, detail in node.network.connection_errors().items():
         reply.connection_failures.add(address=address, detail=detail)
     if runner is not None:

@@ -96,7 +96,6 @@ def create(
         "archive": True,
         "node": {"name": node_name or None},
         "data": {"path": path},
-        "base": {"serve": serve_base or None},
         "train": {"device": device, "threads": threads},
         "network": network_values(listen=listen, announce=announce, no_listen=no_listen),
     }

@@ -96,6 +96,8 @@ class TrainerDriver:
         self._data: dict[str, Any] | None = None
         self._use = asyncio.Lock()
         self.now = TrainingNow()
+        self.device_name = config.train.device
+        self.device_memory_bytes = 0
 
     @property
     def pid(self) -> int | None:
@@ -140,6 +142,8 @@ class TrainerDriver:
             NodeError: The data cannot be used, with line numbers.
         """
         self._base_dir = base_dir
+        hardware = await self._call("hardware", {"device": self._config.train.device}, timeout_s=PREPARE_TIMEOUT_S)
+        self.device_name, self.device_memory_bytes = str(hardware["name"]), int(hardware["memory_bytes"])
         path = self._config.data.path
         if path is None:
             return
