@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fullrank_node.child import ChildProcess
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.training import lora
 from fullrank_node.training.loop import LOWEST_RATE, Deadline, Schedule, block_order
@@ -313,3 +314,17 @@ def test_the_machine_is_described_without_a_model() -> None:
     assert (described["device"], described["dtype"]) == ("cpu", "float32")
     assert described["num_cores"] >= 1
     assert described["memory_bytes"] > 0
+
+
+async def test_a_supervised_trainer_reports_progress_and_passes_errors_on(bench: Bench) -> None:
+    reports: list[dict[str, Any]] = []
+    async with ChildProcess("fullrank_node.training.trainer", environment={"OMP_NUM_THREADS": "1"}) as child:
+        done = await child.call("train", bench.request, on_progress=reports.append)
+        with pytest.raises(NodeError, match="found rank 9") as caught:
+            await child.call("train", bench.request | {"rank": 9})
+    assert done["num_steps"] == reports[-1]["step"] == 6
+    assert caught.value.exit_code == ExitCode.CONFIG
+    same = Path(
+        bench.train(state_dir=str(bench.directory / "other"), out_path=str(bench.directory / "other.bin"))["blob_path"]
+    )
+    assert same.read_bytes() == Path(done["blob_path"]).read_bytes()

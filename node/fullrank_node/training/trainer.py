@@ -91,7 +91,7 @@ class Trainer:
         if request.get("masters_dir"):
             masters = MasterStore(Path(request["masters_dir"]))
             manifest = base_load.import_masters(model, adapted, masters)
-        tensors = base_load.fingerprint(model)
+        tensors = genesis.base.tensors if genesis is not None else base_load.fingerprint(model)  # Just compared.
         reply = {
             "base_dir": str(path),
             "reference": "" if given or Path(reference).expanduser().is_dir() else reference,
@@ -196,7 +196,8 @@ class Trainer:
             with BlockCache(Path(request["data_cache"])) as cache:
                 part = request.get("part") or "valid"
                 count = cache.size(part)
-                rows = np.arange(min(count, int(request.get("max_blocks") or count)))
+                wanted = min(count, int(request.get("max_blocks") or count))
+                rows = np.arange(wanted) * count // max(wanted, 1)  # Spread: blocks lie sorted by document length.
                 blocks = cache.read(part, rows) if len(rows) else None
         else:
             blocks = self._blocks_of(request)
