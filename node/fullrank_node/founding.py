@@ -240,6 +240,7 @@ def _genesis_message(found: Mapping[str, Any], *, name: str, options: CreateOpti
     for field in ("rank", "bits_b", "max_steps", "batch_size", "block_length", "period_rounds", "total_rounds"):
         if (value := getattr(options, field)) is not None:
             setattr(training, field, value)
+    training.warmup_steps = min(training.warmup_steps, training.max_steps // 4)
     smallest = min(min(module["out_features"], module["in_features"]) for module in found["modules"])
     training.rank = min(training.rank, smallest)
     return wire.Genesis(
