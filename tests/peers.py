@@ -33,6 +33,7 @@ class Node:
         self.name = name
         self.asked: list[tuple[bytes, peer_pb2.Request]] = []
         self.changes: list[tuple[bytes, bool]] = []
+        self.members: set[bytes] = set()  # Empty: this node treats everybody as a stranger, itself too.
         self.answer_with = peer_pb2.Response(received=peer_pb2.Received(num_new=7))
         home = directory / name
         home.mkdir(exist_ok=True)
@@ -50,6 +51,7 @@ class Node:
                 **{"listen": LOOPBACK_LISTEN, "transfers": FAST, "dial_timeout_s": 3.0} | settings
             ),
             peer_cache_path=self.cache,
+            is_member=lambda key: key in self.members,
             on_peer=lambda key, connected: self.changes.append((key, connected)),
         )
 

@@ -402,6 +402,20 @@ async def test_a_node_that_nobody_can_dial_serves_what_it_has(tmp_path: Path) ->
             await until_found(ada, "vote", 5, [vote_of(bob).encode()])
 
 
+async def test_what_ends_the_network_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = Node("ada", tmp_path)
+    monkeypatch.setattr("fullrank_node.network.discovery.Discovery.run", fails)
+    await ada.network.start()
+    with pytest.raises(ExceptionGroup) as caught:
+        await ada.network.wait_closed()
+    assert caught.value.subgroup(ZeroDivisionError)
+    await ada.network.close()
+
+
+async def fails(_: object) -> None:
+    raise ZeroDivisionError("a bug")
+
+
 # ---- the DHT ---------------------------------------------------------------------------------------
 
 
@@ -475,12 +489,27 @@ async def test_a_dht_node_stores_no_forged_and_no_replayed_record(tmp_path: Path
         assert await ada.network.lookup("vote", 5) == []
         assert await offer(dht_id=place.dht_id(SWARM), author=eve.key, value=good)
         assert await ada.network.lookup("vote", 5) == [vote_of(eve).encode()]
+        # Members' dictionaries are for members, and ada knows that eve is none.
+        ada.members = {ada.key}
+        place = place_of(Kind.VOTE, 5, Audience.MEMBERS, eve.key)
+        stranger = sign_record(
+            eve.signing_key,
+            dht_id=place.dht_id(SWARM),
+            subkey=pack_binary(eve.key),
+            value=pack_binary(encode_body(place, vote_of(eve))),
+            expiration_s=expires,
+        )
+        assert not await offer(dht_id=place.dht_id(SWARM), author=eve.key, value=stranger)
+        ada.members.add(eve.key)
+        assert await offer(dht_id=place.dht_id(SWARM), author=eve.key, value=stranger)
+        assert await ada.network.lookup("vote", 5) == [vote_of(eve).encode()] * 2
+        place = place_of(Kind.VOTE, 5, Audience.OTHERS, eve.key)
         # A plain value without subkey would wipe out the whole dictionary.
         plain = await protocol.call_store(
             victim, [DHTID.from_bytes(place.dht_id(SWARM))], [pack_binary(b"mine now")], [expires + 30]
         )
         assert plain == [False]
-        assert await ada.network.lookup("vote", 5) == [vote_of(eve).encode()]
+        assert await ada.network.lookup("vote", 5) == [vote_of(eve).encode()] * 2
 
 
 async def test_hints_survive_the_death_of_p2pd(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Only what this node has to understand itself; p2pd reads the rest.
 """
 
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -63,6 +64,20 @@ def host_and_port(base: str) -> tuple[str, str, int]:
     if parts[1] in {"ip4", "ip6"}:
         ipaddress.ip_address(parts[2])
     return parts[1], parts[2], int(parts[4])
+
+
+def dialable(bases: Iterable[str], *, key: bytes) -> list[str]:
+    """Those of `bases` that others can dial, with the peer id of `key`, the most widely usable first."""
+    kept = []
+    for base in bases:
+        plain = base.partition("/p2p/")[0]
+        try:
+            host_and_port(plain)
+        except ValueError:
+            continue
+        if "/p2p-circuit" not in base:
+            kept.append(plain)
+    return [str(Address(base=base, key=key)) for base in sorted(kept, key=usefulness)]
 
 
 def with_port(base: str, port: int) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from fullrank_node.clock import Clock
 from fullrank_node.network.asking import short
 from fullrank_node.network.interface import DialError, NetworkError, OnPeer, PeerFailure, PeerInfo, PeerUnreachable
-from fullrank_node.network.peer_cache import KnownPeer, PeerCache
+from fullrank_node.network.peer_cache import MAX_KNOWN_PEERS, KnownPeer, PeerCache
 from fullrank_node.network.probing import probe_all
 from fullrank_node.network.settings import NetworkSettings
 
@@ -173,6 +173,8 @@ class Connections:
             await asyncio.sleep(_LOOK_S)
             if self._dialer() is None:
                 continue
+            if len(self._dial_errors) > MAX_KNOWN_PEERS:
+                self._dial_errors.clear()
             now_s = asyncio.get_running_loop().time()
             for known in self._cache.due(now_s, without={*self._table, *self._dials}):
                 if len(self._dials) >= MAX_DIALS or (

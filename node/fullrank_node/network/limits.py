@@ -87,6 +87,9 @@ class Quota:
                 del self._used[peer]
 
 
+_MAX_BUCKETS = 4096
+
+
 class RateLimiter:
     """Token buckets, one a peer; time comes from the caller's clock."""
 
@@ -99,6 +102,8 @@ class RateLimiter:
     def allow(self, peer: bytes) -> bool:
         """Whether `peer` may make one more request now."""
         now = self._now()
+        if len(self._buckets) > _MAX_BUCKETS:  # Only strangers who come in great numbers get here; all begin anew.
+            self._buckets.clear()
         tokens, filled_at = self._buckets.get(peer, (float(self._burst), now))
         tokens = min(float(self._burst), tokens + (now - filled_at) * self._per_second)
         allowed = tokens >= 1

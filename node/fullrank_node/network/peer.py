@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fullrank_node.clock import Clock, SystemClock
 from fullrank_node.errors import NodeError
-from fullrank_node.network.addresses import Address, host_and_port, usefulness
+from fullrank_node.network.addresses import dialable, host_and_port
 from fullrank_node.network.asking import Stream, request_peer
 from fullrank_node.network.blobs import BlobFetcher
 from fullrank_node.network.board import Board
@@ -169,20 +169,26 @@ class PeerNetwork:
                 client=self._settings.no_listen,
             ),
         )
-        generation = await self._supervisor.start()
+        ready, go = asyncio.Event(), asyncio.Event()
+        self._main = asyncio.create_task(self._run(self._supervisor, ready, go))
+        await ready.wait()  # From its first moment p2pd may bring in streams, which need somewhere to live.
+        try:
+            generation = await self._supervisor.start()
+        except BaseException:
+            await self.close()
+            raise
         self._note_addresses(generation)
         self._save_cache()
-        started = asyncio.Event()
-        self._main = asyncio.create_task(self._run(self._supervisor, started))
-        await started.wait()
+        go.set()
         logger.info("Listening at %s", ", ".join(self._addresses) or "no address: nobody can dial this node")
 
     async def close(self) -> None:
         """Leaves; nothing of the network is left running."""
+        await self._server.close()
         if self._main is not None:
             self._main.cancel()
             await asyncio.wait([self._main])
-        await self._server.close()
+        self._connections.reset()
         if self._supervisor is not None:
             await self._supervisor.close()
             self._save_cache()
@@ -196,7 +202,7 @@ class PeerNetwork:
         if not self._main.cancelled() and (error := self._main.exception()) is not None:
             raise error
 
-    async def _run(self, supervisor: "Supervisor", started: asyncio.Event) -> None:
+    async def _run(self, supervisor: "Supervisor", ready: asyncio.Event, go: asyncio.Event) -> None:
         discovery = Discovery(
             key=self._signing_key,
             swarm=self._swarm,
@@ -211,13 +217,14 @@ class PeerNetwork:
         )
         async with asyncio.TaskGroup() as group:
             self._group = group
+            ready.set()
+            await go.wait()
             group.create_task(supervisor.run(on_down=self._connections.reset, on_up=self._came_back))
             group.create_task(self._connections.run_polls())
             group.create_task(self._connections.run_dials())
             group.create_task(self._board.run())
             group.create_task(discovery.run())
             group.create_task(self._save_cache_often())
-            started.set()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         if self._group is None:
@@ -357,9 +364,7 @@ class PeerNetwork:
         self._board.renew_all()
 
     def _note_addresses(self, generation: "Generation") -> None:
-        bases = [base.partition("/p2p/")[0] for base in self._settings.announce or generation.listening]
-        dialable = [base for base in bases if _is_dialable(base)]
-        self._addresses = [str(Address(base=base, key=self.key)) for base in sorted(dialable, key=usefulness)]
+        self._addresses = dialable(self._settings.announce or generation.listening, key=self.key)
 
     def _add_bootstrap(self, address: str) -> None:
         try:
@@ -374,16 +379,4 @@ class PeerNetwork:
 
     def _save_cache(self) -> None:
         listen = self._supervisor.listen if self._supervisor is not None else ()
-        ports = [host_and_port(base)[2] for base in listen] or self._cache.ports
-        try:
-            self._cache.save(ports=ports)
-        except (OSError, NodeError) as error:
-            logger.warning("The peer cache could not be written: %s", error)
-
-
-def _is_dialable(base: str) -> bool:
-    try:
-        host_and_port(base)
-    except ValueError:
-        return False
-    return "/p2p-circuit" not in base
+        self._cache.save(ports=[host_and_port(base)[2] for base in listen] or self._cache.ports)

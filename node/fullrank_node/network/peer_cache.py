@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from fullrank_node.errors import NodeError
 from fullrank_node.files import write_atomically
 from fullrank_node.network.addresses import Address, parse_address, usefulness
 from fullrank_protocol.limits import MAX_ADDRESSES
@@ -142,14 +143,18 @@ class PeerCache:
         }
 
     def save(self, *, ports: Iterable[int]) -> None:
-        """Writes the file where something has changed. A disk that is full costs the cache only."""
+        """Writes the file where something has changed; a disk that is full costs the cache only."""
         ports = tuple(ports)
         if self._path is None or not (self._changed or ports != self.ports):
             return
         seen = sorted((p for p in self._peers.values() if p.last_seen_ms), key=lambda p: -p.last_seen_ms)
         entries = [{"addresses": p.addresses(), "last_seen_ms": p.last_seen_ms} for p in seen[:MAX_CACHED_PEERS]]
         document = {"format": _FORMAT, "ports": list(ports), "peers": entries}
-        write_atomically(self._path, json.dumps(document, indent=1).encode())
+        try:
+            write_atomically(self._path, json.dumps(document, indent=1).encode())
+        except (OSError, NodeError) as error:
+            logger.warning("The peer cache could not be written: %s", error)
+            return
         self._changed, self.ports = False, ports
 
     def _load(self) -> None:

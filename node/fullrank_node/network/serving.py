@@ -72,13 +72,15 @@ class StreamServer:
             now=lambda: asyncio.get_running_loop().time(),
         )
         self._tasks: set[asyncio.Task[object]] = set()
+        self._closed = False
 
     def forget(self, peer: bytes) -> None:
         """A peer is gone."""
         self._rate.forget(peer)
 
     async def close(self) -> None:
-        """Ends every stream being answered."""
+        """Ends every stream being answered, and answers no more."""
+        self._closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -86,6 +88,9 @@ class StreamServer:
 
     async def serve(self, peer: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answers one stream to its end, whatever comes in on it."""
+        if self._closed:
+            writer.close()
+            return
         task = cast("asyncio.Task[object]", asyncio.current_task())
         self._tasks.add(task)
         try:

@@ -78,7 +78,6 @@ class Supervisor:
         self._make_directory = make_directory
         self._sockets = SocketDirectory(settings.runtime_dir)
         self._sick = asyncio.Event()
-        self._closing = False
 
     async def start(self) -> Generation:
         """Starts p2pd for the first time.
@@ -111,13 +110,12 @@ class Supervisor:
                 on_down()
                 await asyncio.sleep(_SETTLE_S)
                 logger.warning("The network process (p2pd) is gone; starting another with the same identity and port")
-                await self._destroy(generation)
+                await self._destroy(generation, frozen=self._sick.is_set())
             self.current = await self._recreate(generation)
             on_up(self.current)
 
     async def close(self) -> None:
         """Ends p2pd and removes its sockets."""
-        self._closing = True
         generation, self.current = self.current, None
         if generation is not None:
             await self._destroy(generation)
@@ -198,14 +196,15 @@ class Supervisor:
 
     async def _on_stream(self, info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         key = key_of_peer_id(info.peer_id.to_bytes())
-        if key is None or self._closing:
+        if key is None:
             writer.close()
             return
         await self._handler(key, reader, writer)
 
-    async def _destroy(self, generation: Generation) -> None:
-        await generation.directory.close(alive=generation.p2p._child.returncode is None)
-        await _end(generation.p2p)
+    async def _destroy(self, generation: Generation, *, frozen: bool = False) -> None:
+        alive = generation.p2p._child.returncode is None and not frozen
+        await generation.directory.close(alive=alive)
+        await _end(generation.p2p, patient=not frozen)
 
 
 def _watch_tasks(p2p: Any) -> None:
@@ -219,14 +218,14 @@ def _watch_tasks(p2p: Any) -> None:
         task.add_done_callback(look)
 
 
-async def _end(p2p: Any) -> None:
+async def _end(p2p: Any, *, patient: bool = True) -> None:
     """Ends a p2pd, one that is frozen too."""
     p2p._terminate()
     child = p2p._child
     if child is None:
         return
     try:
-        async with asyncio.timeout(_STOP_TIMEOUT_S):
+        async with asyncio.timeout(_STOP_TIMEOUT_S if patient else 0):
             await child.wait()
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):
