@@ -60,7 +60,7 @@ class BaseSupply:
             try:
                 base = await self._trainer.prepare_base(self._local())
             except NodeError as error:
-                if not self._genesis.base.weight_files or self._fetched_dir.is_dir():
+                if self._given is not None or not self._genesis.base.weight_files or self._fetched_dir.is_dir():
                     raise
                 log.info("The base is not on this machine (%s); asking peers.", error)
                 await self._fetch(on_phase=on_phase, attempts=attempts)

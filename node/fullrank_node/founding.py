@@ -97,9 +97,7 @@ async def create(
                 genesis = create_genesis(key, message)
             except ProtocolError as error:
                 raise NodeError(f"these options make no swarm: {error.detail}", exit_code=ExitCode.USAGE) from error
-            store.put_manifest(genesis.swarm, found["manifest"])
-            store.set_meta(BASE_DIR_KEY, str(directory).encode())
-            store.set_meta(BASE_DIGEST_KEY, bytes.fromhex(found["digest"]))
+            _keep_base(store, genesis.swarm, found)
         write_atomically(home.genesis_file, genesis.envelope.encode())
 
 
@@ -136,6 +134,9 @@ async def join(
             return None
         write_atomically(home.genesis_file, genesis.envelope.encode())
         with Store(home) as store:
+            if base is not None:
+                progress("checking the base model")
+                await _take_base(home, store, base, genesis)
             if link.invite is not None:
                 store.set_meta(INVITE_KEY, link.invite)
             if link.final is not None:
@@ -278,6 +279,28 @@ def _genesis_message(found: Mapping[str, Any], *, name: str, options: CreateOpti
         rule=genesis_defaults.default_rule(),
         limits=genesis_defaults.default_limits(),
     )
+
+
+async def _take_base(home: Home, store: Store, base: Path, genesis: Genesis) -> None:
+    """Check every tensor of a base that the owner gave, and make the genesis masters from it.
+
+    Raises:
+        NodeError: It is not the base of the swarm; names the first tensor that differs.
+    """
+    request = {
+        "genesis_path": str(home.genesis_file),
+        "base_dir": str(base),
+        "masters_dir": str(home.masters_dir),
+    }
+    async with ChildProcess("fullrank_node.training.trainer") as trainer:
+        _keep_base(store, genesis.swarm, await _ask_trainer(trainer, "prepare_base", request))
+
+
+def _keep_base(store: Store, swarm: bytes, found: Mapping[str, Any]) -> None:
+    """Remember what the trainer found, so that the daemon need not load the base again."""
+    store.put_manifest(swarm, found["manifest"])
+    store.set_meta(BASE_DIR_KEY, str(found["base_dir"]).encode())
+    store.set_meta(BASE_DIGEST_KEY, bytes.fromhex(found["digest"]))
 
 
 def _file_entry(directory: Path, name: str, store: Store | None) -> wire.FileEntry:
