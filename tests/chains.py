@@ -1,6 +1,7 @@
 """Chains for tests: checkpoints, votes and records of named members, placed in a tree one after another."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -42,12 +43,21 @@ def key(name: str) -> bytes:
     return key_of(name).public_key
 
 
+def digest_after(parent: bytes, contribution_ids: Iterable[bytes]) -> bytes:
+    """Stands for the digest of the model that these contributions make of the parent's."""
+    return hashlib.sha256(b"merged" + parent + b"".join(contribution_ids)).digest()
+
+
 def swarm_with(
-    *founders: str, policy: int = wire.INVITE, rule: dict[str, Any] | None = None, timing: dict[str, Any] | None = None
+    *founders: str,
+    policy: int = wire.INVITE,
+    rule: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+    limits: dict[str, Any] | None = None,
 ) -> Swarm:
-    """A swarm of these founders, ada among the roots, with fields of rule and timing as given."""
+    """A swarm of these founders, ada its root, with fields of its rule, training and limits as given."""
     message = genesis_message(founders=founders or ("ada",), policy=policy)
-    for part, given in ((message.rule, rule), (message.timing, timing)):
+    for part, given in ((message.rule, rule), (message.training, training), (message.limits, limits)):
         for name, value in (given or {}).items():
             setattr(part, name, value)
     return Swarm(create_genesis(key_of("ada"), message))
@@ -142,7 +152,9 @@ class Story:
             "parent": parent.id,
             "slot": slot,
             "round": parent.round + bool(accepted),
-            "model_digest": id_of(f"digest of slot {slot}") if accepted else parent.model_digest or BASE_DIGEST,
+            "model_digest": digest_after(parent.id, sorted(c.id for c in accepted))
+            if accepted
+            else parent.model_digest or BASE_DIGEST,
             "update_norm": Scaled.of(1.0 if accepted else 0.0),
             "accepted": [AcceptedContribution(contribution=c, weight=Scaled.of(1.0)) for c in accepted],
             "refused": [RefusedContribution(contribution=c, rule=Rule.RANK, detail="is too high") for c in refused],

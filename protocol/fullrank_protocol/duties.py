@@ -39,17 +39,17 @@ def adopt_head(state: RoundState, now_ms: int) -> Iterator[Action]:
         return
     state.adopted = head.here
     yield Adopt(head=head.here)
-    forget_old(state, head)
+    forget_old(state)
     yield from release(state, ANY_HEAD, now_ms)
 
 
-def forget_old(state: RoundState, head: ChainState) -> None:
-    """Drop what no checkpoint after this head can use any more."""
-    for record_id in [r for r in state.records if head.members.has_record(r)]:
-        del state.records[record_id]
-    for evidence_id in [e for e, piece in state.evidence.items() if head.members.is_banned(piece.accused)]:
-        del state.evidence[evidence_id]
+def forget_old(state: RoundState) -> None:
+    """Drop what no checkpoint after the final one can use any more; a head may still turn out to be a side branch."""
     final = state.tree.state(state.tree.final.checkpoint)
+    for record_id in [r for r in state.records if final.members.has_record(r)]:
+        del state.records[record_id]
+    for evidence_id in [e for e, piece in state.evidence.items() if final.members.is_banned(piece.accused)]:
+        del state.evidence[evidence_id]
     in_tree = {contribution.id for open_ in unverified(state) for contribution in contributions(open_)}
     for contribution_id, candidate in list(state.candidates.items()):
         if contribution_id in in_tree:

@@ -129,6 +129,11 @@ def _receive_checkpoint(state: RoundState, envelope: Envelope, now_ms: int) -> I
         state.candidates.setdefault(contribution.id, Candidate(contribution, received_at_ms=now_ms))
     for vote in checkpoint.votes:
         _note_own_vote(state, vote)
+    for record in checkpoint.records:  # If this branch loses, another one must carry them.
+        state.records.setdefault(record.id, record)
+    for piece in checkpoint.evidence:
+        if all(other.accused != piece.accused for other in state.evidence.values()):
+            state.evidence[piece.id] = piece
     state.known.update(carried(checkpoint))
     yield Keep(envelope=envelope, slot=checkpoint.slot)
     yield from _report(state, offences)

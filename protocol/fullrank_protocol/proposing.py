@@ -1,8 +1,10 @@
 """Whose turn it is to propose, when, and what a proposal holds (protocol section 5, steps 4 and 5)."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fullrank_protocol.canonical import clip_text
 from fullrank_protocol.chain import (
     ChainState,
     check_certifier_change,
@@ -13,7 +15,13 @@ from fullrank_protocol.chain import (
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import ProtocolError, RejectError
 from fullrank_protocol.fork_choice import Tree
-from fullrank_protocol.limits import MAX_CARRIED_EVIDENCE, MAX_CARRIED_RECORDS
+from fullrank_protocol.limits import (
+    MAX_CARRIED_EVIDENCE,
+    MAX_CARRIED_RECORDS,
+    MAX_CARRIED_REFUSED,
+    MAX_CARRIED_VOTES,
+    MAX_DETAIL_BYTES,
+)
 from fullrank_protocol.membership import Members
 from fullrank_protocol.round_io import Merged, MergeEntry
 from fullrank_protocol.round_state import Candidate, DeltaStatus, RoundState
@@ -23,6 +31,12 @@ from fullrank_protocol.wire import objects_pb2 as wire
 
 MAX_WAIT_WINDOWS = 3
 """A proposer waits at most this many windows for its head to be justified."""
+
+_ENVELOPE_ROOM = 256
+"""Bytes of a checkpoint's envelope beside the payload: swarm, key, signature, numbers and lengths take about 150."""
+
+_FIELD_ROOM = 8
+"""Bytes of an object's tag and length inside a checkpoint, rounded up."""
 
 _RECORD_ORDER = (
     wire.REVOCATION,
@@ -102,7 +116,7 @@ def choose_contributions(state: RoundState, head: ChainState, *, slot: int) -> C
     """Every ready contribution that fits a child of `head`, cut to the cohort where there are too many."""
     tree, genesis = state.tree, state.genesis
     entries: dict[tuple[bytes, bytes], MergeEntry] = {}
-    refused: dict[tuple[bytes, bytes], Candidate] = {}
+    refused: dict[tuple[bytes, bytes], tuple[Candidate, bool]] = {}
     on_the_way = False
     for contribution_id in sorted(state.candidates):
         candidate = state.candidates[contribution_id]
@@ -114,7 +128,7 @@ def choose_contributions(state: RoundState, head: ChainState, *, slot: int) -> C
             continue
         pair = (contribution.member, contribution.base_checkpoint)
         if candidate.status is DeltaStatus.REFUSED:
-            refused.setdefault(pair, candidate)
+            refused.setdefault(pair, (candidate, stranger))
         elif candidate.status is DeltaStatus.READY:
             entries.setdefault(
                 pair,
@@ -130,8 +144,11 @@ def choose_contributions(state: RoundState, head: ChainState, *, slot: int) -> C
     chosen = _cohort(list(entries.values()), state, slot=slot)
     chosen.sort(key=lambda entry: entry.contribution.id)
     taken = {(e.contribution.member, e.contribution.base_checkpoint) for e in chosen}
-    rest = sorted((c for pair, c in refused.items() if pair not in taken), key=lambda c: c.contribution.id)
-    return Choice(entries=tuple(chosen), refused=tuple(rest[: genesis.rule.max_contributions]), on_the_way=on_the_way)
+    places = max_strangers(genesis) - sum(entry.stranger for entry in chosen)
+    rest = [candidate for pair, (candidate, stranger) in refused.items() if pair not in taken and not stranger]
+    rest += [candidate for pair, (candidate, stranger) in refused.items() if pair not in taken and stranger][:places]
+    rest = sorted(rest[:MAX_CARRIED_REFUSED], key=lambda candidate: candidate.contribution.id)
+    return Choice(entries=tuple(chosen), refused=tuple(rest), on_the_way=on_the_way)
 
 
 def _cohort(entries: list[MergeEntry], state: RoundState, *, slot: int) -> list[MergeEntry]:
@@ -211,24 +228,42 @@ def build_checkpoint(
             message.accepted.add(contribution=entry.contribution.envelope.encode(), weight=weight.to_wire())
     for candidate in choice.refused:
         assert candidate.rule is not None
-        message.refused.add(
-            contribution=candidate.contribution.envelope.encode(), rule=candidate.rule, detail=candidate.detail[:200]
-        )
-    message.votes.extend(vote.envelope.encode() for vote in votes_to_carry(state.tree, head))
-    message.records.extend(record.encode() for record in records.records)
-    message.evidence.extend(piece.envelope.encode() for piece in records.evidence)
+        detail = clip_text(candidate.detail, MAX_DETAIL_BYTES)
+        message.refused.add(contribution=candidate.contribution.envelope.encode(), rule=candidate.rule, detail=detail)
+    room = state.genesis.limits.max_checkpoint_bytes - _ENVELOPE_ROOM
+    while message.refused and message.ByteSize() > room // 2:
+        del message.refused[-1]
+    room -= message.ByteSize()
+    votes, room = _fitting([vote.envelope for vote in votes_to_carry(state.tree, head)], room)
+    message.votes.extend(vote.encode() for vote in sorted(votes, key=lambda vote: vote.id))
+    carried, room = _fitting(records.records, room)
+    message.records.extend(record.encode() for record in carried)
+    carried, room = _fitting([piece.envelope for piece in records.evidence], room)
+    message.evidence.extend(piece.encode() for piece in carried)
     return message
 
 
+def _fitting(envelopes: Sequence[Envelope], room: int) -> tuple[Sequence[Envelope], int]:
+    """The first envelopes that fit into `room` bytes, and the room left; none once something did not fit."""
+    for number, envelope in enumerate(envelopes):
+        room -= len(envelope.encode()) + _FIELD_ROOM
+        if room < 0:
+            return envelopes[:number], -1
+    return envelopes, room
+
+
 def votes_to_carry(tree: Tree, head: ChainState) -> list[Vote]:
-    """Votes for checkpoints on the head's chain that no checkpoint on it carries yet, ascending by id."""
+    """Votes for checkpoints on the head's chain that no checkpoint on it carries yet, the newest targets first.
+
+    Where there are too many, only those for the newest targets can make anything final.
+    """
     votes = [
         vote
         for node in tree.chain(head.id, above_slot=head.final.slot)
         for vote in tree.votes_for(node.state.id)
         if vote.voter not in head.voters.get(node.state.id, frozenset())
     ]
-    return sorted(votes, key=lambda vote: vote.id)
+    return sorted(votes, key=lambda vote: (-vote.target_slot, vote.id))[:MAX_CARRIED_VOTES]
 
 
 def digest_of(state: RoundState, at: ChainState) -> bytes:

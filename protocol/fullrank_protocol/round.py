@@ -16,7 +16,7 @@ own duty:      adopt head ─> vote ─> finalise ─> propose at our turn ─> 
 ```
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from fullrank_protocol.duties import MIN_TRAINING_SHARE, adopt_head, finalise, forget_old, propose, take_up, train, vote
 from fullrank_protocol.envelope import Envelope
@@ -46,7 +46,12 @@ def step(state: RoundState, event: Event, now_ms: int) -> tuple[RoundState, list
         event: What happened.
         now_ms: This node's clock, milliseconds since the Unix epoch; may be off.
     """
-    actions = list(_handle(state, event, now_ms))
+    return step_all(state, [event], now_ms)
+
+
+def step_all(state: RoundState, events: Iterable[Event], now_ms: int) -> tuple[RoundState, list[Action]]:
+    """Take in several events that are here at the same time, then do what is due once."""
+    actions = [action for event in events for action in _handle(state, event, now_ms)]
     actions.extend(_duties(state, now_ms))
     return state, actions
 
@@ -59,10 +64,9 @@ def restore(state: RoundState, envelopes: Iterator[Envelope], verdicts: dict[byt
         if (verdict := verdicts.get(envelope.id)) is not None and envelope.id in state.unverified:
             state.tree.set_verdict(envelope.id, holds=verdict)
             del state.unverified[envelope.id]
-    head = state.tree.head()
-    state.adopted = head.here
+    state.adopted = state.tree.head().here
     state.finalised = state.tree.final
-    forget_old(state, head)
+    forget_old(state)
     return state
 
 

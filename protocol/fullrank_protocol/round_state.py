@@ -86,7 +86,7 @@ class RoundState:
         first_seen_ms: When each checkpoint was placed in the tree here.
         unverified: Checkpoints in the tree that are not recomputed yet, with when they came.
         num_in_turn: Checkpoints seen by slot and proposer.
-        records: Membership records that no checkpoint on the head's chain carries yet.
+        records: Membership records that no final checkpoint carries yet.
         merges: Recent merge results.
         merging: Merges under way, with the time of the next attempt.
     """
