@@ -94,3 +94,9 @@ def test_links_between_documents_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_every_module_of_the_protocol_has_its_section() -> None:
+    named = {name for row in rows("## C.") for name in re.findall(r"`([a-z_]+)`", row[1])}
+    modules = {path.stem for path in (ROOT / "protocol" / "fullrank_protocol").glob("*.py")} - {"__init__"}
+    assert modules <= named
