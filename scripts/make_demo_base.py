@@ -47,8 +47,9 @@ SEED = 20261122
 VOCAB_SIZE = 2048
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"
 BLOCK_TOKENS = 256
-BATCH_BLOCKS = 8
-LEARNING_RATE = 5e-3
+BATCH_BLOCKS = 4
+ADAMW_RATE = 0.015
+MUON_RATE = 0.02
 WARMUP_STEPS = 100
 WEIGHT_DECAY = 0.1
 HELD_OUT_ONE_IN = 20
@@ -257,31 +258,72 @@ def batches(stream: np.ndarray, *, seed: int) -> Iterator[torch.Tensor]:
             yield torch.from_numpy(np.stack([stream[s : s + BLOCK_TOKENS + 1] for s in chosen]))
 
 
-def rate(step: int, steps: int) -> float:
+class Muon(torch.optim.Optimizer):
+    """Momentum made orthogonal by five Newton-Schulz steps (Jordan et al. 2024), in float32, for matrices.
+
+    In as many steps as the quick version of this base had, it reached 4.28 nats where AdamW alone reached 4.69.
+    """
+
+    def __init__(self, params: list[torch.nn.Parameter]) -> None:
+        super().__init__(params, {"lr": MUON_RATE})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Changes every parameter once."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                momentum.lerp_(parameter.grad, 0.05)
+                update = orthogonal(parameter.grad.lerp(momentum, 0.95))
+                rows, columns = parameter.shape
+                parameter.mul_(1 - group["lr"] * WEIGHT_DECAY)
+                parameter.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """Pushes all singular values of a matrix towards 1 (quintic iteration, coefficients of Jordan et al.)."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    X: torch.Tensor = matrix.T if tall else matrix
+    X = X / (torch.linalg.norm(X) + 1e-7)
+    for _ in range(5):
+        A = X @ X.T
+        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+    return X.T if tall else X
+
+
+def rate_factor(step: int, steps: int) -> float:
     """Linear warm-up, then linear decay to zero."""
-    return LEARNING_RATE * min((step + 1) / WARMUP_STEPS, (steps - step) / max(1, steps - WARMUP_STEPS))
+    return min((step + 1) / WARMUP_STEPS, (steps - step) / max(1, steps - WARMUP_STEPS))
 
 
 def pretrain(stream: np.ndarray, held_out: np.ndarray, *, steps: int) -> tuple[transformers.PreTrainedModel, list[Any]]:
-    """Trains from scratch with AdamW; returns the model (float32) and its curve (step, train loss, held-out loss)."""
+    """Trains from scratch, matrices with Muon and the rest with AdamW.
+
+    Returns:
+        The model (float32), and its curve: [step, training loss since the last point, held-out loss].
+    """
     torch.manual_seed(SEED)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**CONFIG))
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim != 2]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95))
+    hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    adamw = torch.optim.AdamW(others, lr=ADAMW_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizers = (Muon(hidden), adamw)
+    rates = (MUON_RATE, ADAMW_RATE)
     curve, recent, started = [], [], time.monotonic()
     source = batches(stream, seed=SEED)
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps)
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * rate_factor(step, steps)
         block = next(source)
         logits = model(input_ids=block[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), block[:, 1:].flatten())
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        torch.nn.utils.clip_grad_norm_(others, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
         recent.append(loss.item())
         if (step + 1) % max(1, steps // 20) == 0:
             point = [step + 1, round(float(np.mean(recent)), 4), round(held_out_loss(model, held_out[:20_000]), 4)]
@@ -326,11 +368,11 @@ def write_base(out_dir: Path, tokenizer: Tokenizer, tensors: dict[str, torch.Ten
         },
     )
     save_file(tensors, out_dir / "model.safetensors", metadata={"format": "pt"})
+    (out_dir / "model.safetensors").chmod(0o644)
 
 
 CARD = """---
-license: other
-license_name: psf-2.0
+license: psf-2.0
 language: en
 library_name: transformers
 pipeline_tag: text-generation
@@ -339,13 +381,14 @@ pipeline_tag: text-generation
 # fullrank demo base
 
 A Llama of {parameters:,} parameters (width 128, 4 layers, 4 heads, tied embeddings) with its own byte-level BPE
-tokenizer of {vocab} tokens, so that the demo needs no download. It knows the prose of Python's standard library,
-docstrings, comments and the language reference, and has never seen the library's code: that is what the demo's
-volunteers teach it. It is of no use for anything else.
+tokenizer of {vocab} tokens, so that the demo needs no download. It knows the prose of Python's standard library:
+docstrings, comments and the language reference. Of code it has seen no more than the examples in these; code is what
+the demo's volunteers teach it. It is of no use for anything else.
 
 Made by `scripts/make_demo_base.py` with seed {seed} from Python {python}: {train_tokens:,} training tokens, {steps:,}
-steps of {batch} blocks of {block} tokens ({passes:.1f} passes), AdamW at {lr} with linear decay, {minutes:.0f} minutes
-on one thread. Weights are stored as float16 and loaded as float32, which is exact.
+steps of {batch} blocks of {block} tokens ({passes:.1f} passes), Muon at {muon_rate} for matrices and AdamW at
+{adamw_rate} for the rest with linear decay, {minutes:.0f} minutes on one thread. Weights are stored as float16 and
+loaded as float32, which is exact.
 
 | held-out loss, nats per token | prose (its own kind) | code (the demo's kind) |
 |---|---|---|
@@ -375,7 +418,7 @@ def sample(model: transformers.PreTrainedModel, tokenizer: Tokenizer, prompt: st
 def main() -> None:
     """Trains, writes and reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--out", type=Path, default=OUT_DIR)
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
@@ -418,7 +461,8 @@ def main() -> None:
         "steps": options.steps,
         "batch": BATCH_BLOCKS,
         "block": BLOCK_TOKENS,
-        "lr": LEARNING_RATE,
+        "muon_rate": MUON_RATE,
+        "adamw_rate": ADAMW_RATE,
         "passes": options.steps * BATCH_BLOCKS * BLOCK_TOKENS / len(train_stream),
         "minutes": cpu_seconds / 60,
         "held_out_tokens": len(held_out_stream),
