@@ -39,7 +39,6 @@ def adopt_head(state: RoundState, now_ms: int) -> Iterator[Action]:
         return
     state.adopted = head.here
     yield Adopt(head=head.here)
-    forget_old(state)
     yield from release(state, ANY_HEAD, now_ms)
 
 
@@ -75,6 +74,7 @@ def finalise(state: RoundState) -> Iterator[Action]:
         return
     if tree.final != state.finalised:
         state.finalised = tree.final
+        forget_old(state)
         yield Finalised(final=tree.final)
 
 
