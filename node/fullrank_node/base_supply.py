@@ -1,6 +1,7 @@
 """Where a node's base model comes from: the last start, this machine, the hub, or peers."""
 
 import asyncio
+import hashlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from fullrank_node.errors import NodeError
 from fullrank_node.home import Home
 from fullrank_node.model.master import MasterStore
 from fullrank_node.network.interface import BlobUnavailable, Network
-from fullrank_node.node_keys import BASE_DIGEST_KEY, BASE_DIR_KEY
+from fullrank_node.node_keys import BASE_DIGEST_KEY, BASE_DIR_KEY, BASE_STAMP_KEY
 from fullrank_node.store import Store
 from fullrank_node.training.driver import PreparedBase, TrainerDriver
 from fullrank_protocol.genesis import FileEntry, Genesis
@@ -66,6 +67,7 @@ class BaseSupply:
                 await self._fetch(on_phase=on_phase, attempts=attempts)
         self._store.put_manifest(self._genesis.swarm, base.manifest)
         self._store.set_meta(BASE_DIR_KEY, str(base.base_dir).encode())
+        self._store.set_meta(BASE_STAMP_KEY, stamp_of(base.base_dir))
         self._store.set_meta(BASE_DIGEST_KEY, base.digest)
         return base
 
@@ -80,6 +82,9 @@ class BaseSupply:
         digest, directory = self._store.get_meta(BASE_DIGEST_KEY), self._store.get_meta(BASE_DIR_KEY)
         manifest = self._store.manifest(self._genesis.swarm)
         if digest is None or directory is None or manifest is None or not Path(directory.decode()).is_dir():
+            return None
+        if stamp_of(Path(directory.decode())) != self._store.get_meta(BASE_STAMP_KEY):
+            log.warning("The files of the base in %s have changed: checking every tensor again.", directory.decode())
             return None
         files = MasterStore(self._home.masters_dir)
         if not all(files.path(sha256).exists() for sha256 in manifest.values()):
@@ -111,3 +116,10 @@ class BaseSupply:
                     ) from error
                 log.info("No peer has %s yet: %s", entry.name, error)
                 await asyncio.sleep(RETRY_S)
+
+
+def stamp_of(directory: Path) -> bytes:
+    """Names, sizes and times of the files in a base: a base that was replaced is checked again at the next start."""
+    files = sorted(entry for entry in directory.iterdir() if entry.is_file())
+    facts = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
+    return hashlib.sha256("\n".join(facts).encode()).digest()

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fullrank_node.base_supply import stamp_of
 from fullrank_node.child import ChildDiedError, ChildFailedError, ChildProcess
 from fullrank_node.clock import SystemClock
 from fullrank_node.config import write_config
@@ -21,7 +22,7 @@ from fullrank_node.home import Home
 from fullrank_node.identity_file import create_identity, libp2p_path
 from fullrank_node.names import name_of
 from fullrank_node.network.interface import Network, NetworkError, PeerFailure
-from fullrank_node.node_keys import BASE_DIGEST_KEY, BASE_DIR_KEY, INVITE_KEY
+from fullrank_node.node_keys import BASE_DIGEST_KEY, BASE_DIR_KEY, BASE_STAMP_KEY, INVITE_KEY
 from fullrank_node.operations import Confirm, CreateOptions, JoinSummary, Progress
 from fullrank_node.store import Store
 from fullrank_protocol import genesis_defaults
@@ -300,6 +301,7 @@ def _keep_base(store: Store, swarm: bytes, found: Mapping[str, Any]) -> None:
     """Remember what the trainer found, so that the daemon need not load the base again."""
     store.put_manifest(swarm, found["manifest"])
     store.set_meta(BASE_DIR_KEY, str(found["base_dir"]).encode())
+    store.set_meta(BASE_STAMP_KEY, stamp_of(Path(found["base_dir"])))
     store.set_meta(BASE_DIGEST_KEY, bytes.fromhex(found["digest"]))
 
 

@@ -9,6 +9,9 @@ BASE_DIGEST_KEY = "base_digest"
 BASE_DIR_KEY = "base_dir"
 """Directory of the base model on this machine."""
 
+BASE_STAMP_KEY = "base_stamp"
+"""What the base's files looked like when every tensor was last checked."""
+
 BASE_LOSS_KEY = "base_loss"
 """Held-out loss of the base, as text."""
 
