@@ -192,6 +192,8 @@ class Tree:
         if not is_ancestor(self.final, source_node.state, lookup=self.lookup):
             self.conflict = source
             return
+        if self.conflict is not None:
+            return
         self.final = source
         self._head_cache = None
 

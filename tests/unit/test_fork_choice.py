@@ -233,6 +233,17 @@ def test_of_two_conflicting_final_checkpoints_a_node_keeps_its_own_and_knows_of_
     assert tale.tree.head().slot == 2
 
 
+def test_after_a_conflict_nothing_else_becomes_final() -> None:
+    tale = story(*FOUR)
+    conflicting(tale)
+    state = tale.tree.head()
+    for slot in (7, 8, 9):
+        state = tale.grow(state, slot=slot, votes=tale.votes("ada bob cyd", state))
+        cast(tale, "ada bob cyd", state)
+    assert tale.tree.highest_justified() == state
+    assert tale.tree.final.slot == 1
+
+
 def test_conflicting_final_checkpoints_need_more_than_a_third_who_left_evidence() -> None:
     """Ada and bob of four voted on both branches: their 0 -> 5 surrounds their 1 -> 2."""
     tale = story(*FOUR)
