@@ -58,6 +58,7 @@ class TrainSection(_Section):
     """How this node trains; what is not set follows the swarm's genesis."""
 
     enabled: bool = Field(default=True, description="false: only serve and certify")
+    start_paused: bool = Field(default=False, description="start without training, until `fullrank resume`")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda:0")
     mode: Literal["b", "ab"] | None = Field(default=None, description="b: a seeded A is kept; ab: both are trained")
     rank: int | None = Field(default=None, ge=1, le=1024, description="rank of one delta")

@@ -8,8 +8,10 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -74,8 +76,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fullrank-daemon", description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--foreground", action="store_true", help="log to stderr, too")
+    parser.add_argument("--until-eof", action="store_true", help="end when standard input ends")
     options = parser.parse_args(arguments)
     home = Home.resolve(options.home)
+    if options.until_eof:
+        threading.Thread(target=_stop_at_eof, name="standard input", daemon=True).start()
     try:
         config = load_config(home.config_file)
         set_up_logging(home, config, foreground=options.foreground)
@@ -87,6 +92,13 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return int(error.exit_code)
     return int(ExitCode.OK)
+
+
+def _stop_at_eof() -> None:
+    """End in order when whoever started this daemon is gone, however it went: only it held the pipe's other end."""
+    while os.read(0, 1 << 10):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

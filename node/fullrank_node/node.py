@@ -103,7 +103,7 @@ class Node:
         self.trouble: str | None = None
         self.finishing = False
         self.started_at_ms = clock.now_ms()
-        self.pause_reason: str | None = None
+        self.pause_reason: str | None = "until it is resumed" if config.train.start_paused else None
         self._measure = asyncio.Event()
         self._resume_timer: asyncio.TimerHandle | None = None
 

@@ -166,11 +166,13 @@ def _state(node: "Node", reply: wire.StatusReply) -> tuple["wire.NodeState", str
         return (wire.NODE_TROUBLED, node.trouble) if node.trouble is not None else (wire.NODE_STARTING, node.phase)
     total = node.genesis.training.total_rounds
     alone = not reply.peers_connected and reply.certifiers > 1
+    wants_data = node.config.train.enabled and node.config.data.path is not None
     states: list[tuple[bool, wire.NodeState, str]] = [
         (node.trouble is not None, wire.NODE_TROUBLED, node.trouble or ""),
         (runner.state.alarmed, wire.NODE_TROUBLED, runner.warnings.get("conflict", "")),
         (node.finishing, wire.NODE_FINISHING, "after the delta in the making"),
         (alone, wire.NODE_NO_PEERS, "no peer is connected; trying again and again"),
+        (wants_data and not node.trainer.data_summary, wire.NODE_STARTING, "preparing the data"),
         (node.pause_reason is not None, wire.NODE_PAUSED, node.pause_reason or ""),
         (runner.is_training, wire.NODE_TRAINING, ""),
         (
@@ -180,7 +182,6 @@ def _state(node: "Node", reply: wire.StatusReply) -> tuple["wire.NodeState", str
         ),
         (not reply.member, wire.NODE_WAITING, runner.warnings.get("admission", "to be admitted")),
         (bool(total) and reply.round >= total, wire.NODE_WAITING, f"all {total} rounds are done"),
-        (not runner.state.trains, wire.NODE_STARTING, "preparing the data"),
     ]
     found = next((line for line in states if line[0]), (True, wire.NODE_WAITING, "for the next round"))
     return found[1], found[2]

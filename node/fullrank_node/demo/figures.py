@@ -20,7 +20,7 @@ from fullrank_node.identity_file import load_identity
 from fullrank_node.masters import Masters
 from fullrank_node.merger import Merger
 from fullrank_node.model.master import MasterStore
-from fullrank_node.model.rank import noise_control, shapes_of
+from fullrank_node.model.rank import shapes_of
 from fullrank_node.node_keys import BASE_DIGEST_KEY, BASE_DIR_KEY
 from fullrank_node.restoring import restored_state
 from fullrank_node.store import Store
@@ -105,16 +105,21 @@ async def _read_log(place: Home) -> LogFigures:
                 reports.append(await call(worker, "measure_rank", request, timeout_s=REPLAY_TIMEOUT_S))
             sizes = [await asyncio.to_thread(_deltas, checkpoint, tree, store.blobs) for checkpoint in rounds]
     accepted = [entry.contribution for checkpoint in rounds for entry in checkpoint.accepted]
-    control = await asyncio.to_thread(
-        noise_control,
-        list(shapes_of(genesis.modules).values()),
-        [[rank for rank, _ in one] for one in sizes],
-        norms_per_round=[[norm for _, norm in one] for one in sizes],
-        period_rounds=genesis.training.period_rounds,
-    )
+    async with ChildProcess("fullrank_node.demo.judge", environment=ONE_THREAD) as judge:
+        control = await call(
+            judge,
+            "noise_control",
+            {
+                "shapes": list(shapes_of(genesis.modules).values()),
+                "ranks_per_round": [[rank for rank, _ in one] for one in sizes],
+                "norms_per_round": [[norm for _, norm in one] for one in sizes],
+                "period_rounds": genesis.training.period_rounds,
+            },
+            timeout_s=REPLAY_TIMEOUT_S,
+        )
     return LogFigures(
         rank_per_round=[float(report["effective"]) for report in reports],
-        rank_noise_control=[round(value, 3) for value in control],
+        rank_noise_control=[round(value, 3) for value in control["effective"]],
         rank_full=float(reports[-1]["full"]) if reports else 0.0,
         accepted_per_round=[len(checkpoint.accepted) for checkpoint in rounds],
         num_bytes=[contribution.blob.num_bytes for contribution in accepted],

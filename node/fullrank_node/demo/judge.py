@@ -1,7 +1,8 @@
 """The demo's judge, a process of its own (`child.ChildProcess("fullrank_node.demo.judge")`).
 
 It measures how fast this machine is, and says what a model directory is worth: loaded with transformers as anybody
-would load it, its loss on held-out text, and how it continues a line. It knows nothing of swarms.
+would load it, its loss on held-out text, and how it continues a line. It also rolls the dice that ranks are compared
+with. It knows nothing of swarms.
 """
 
 import statistics
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fullrank_node.child_side import Handler, Params, Progress, serve
+
+MAX_SIMULATED_MODULES = 8
+"""Random updates of all modules of a shape look alike: a few, evenly spread over the shapes, are enough."""
 
 MEASURED_STEPS = 5
 """The middle one of so many counts: one slow step says nothing."""
@@ -82,7 +86,24 @@ def judge(params: Params, _progress: Progress) -> Mapping[str, Any]:
     return {"loss": found.loss, "num_tokens": found.num_tokens, "sample": sample}
 
 
-HANDLERS: dict[str, Handler] = {"judge": judge, "measure_step": measure_step}
+def noise_control(params: Params, _progress: Progress) -> Mapping[str, Any]:
+    """Effective rank after each round if every delta had been random (`model.rank.noise_control`).
+
+    {shapes, ranks_per_round, norms_per_round, period_rounds} -> {effective: one number a round}.
+    """
+    from fullrank_node.model import rank
+
+    effective = rank.noise_control(
+        [(int(rows), int(columns)) for rows, columns in params["shapes"]],
+        params["ranks_per_round"],
+        norms_per_round=params["norms_per_round"],
+        period_rounds=int(params["period_rounds"]),
+        max_modules=MAX_SIMULATED_MODULES,
+    )
+    return {"effective": effective}
+
+
+HANDLERS: dict[str, Handler] = {"judge": judge, "measure_step": measure_step, "noise_control": noise_control}
 
 
 if __name__ == "__main__":

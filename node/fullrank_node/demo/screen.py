@@ -21,7 +21,8 @@ class NodeLine:
         text: What it is doing.
         done: Steps trained, over all rounds.
         total: Steps of the whole demo.
-        milestone: What has been reached; on a plain screen a line is printed when it changes.
+        milestone: What has been reached; on a plain screen a line is printed when it changes, unless it is empty.
+        figures: What a plain screen adds to it.
     """
 
     name: str
@@ -30,6 +31,7 @@ class NodeLine:
     done: int
     total: int
     milestone: str
+    figures: str
 
 
 class Screen(Protocol):
@@ -67,9 +69,9 @@ class PlainScreen:
     def nodes(self, lines: Sequence[NodeLine]) -> None:
         """Print the nodes that have reached something new."""
         for line in lines:
-            if self._milestones.get(line.name) != line.milestone:
+            if line.milestone and self._milestones.get(line.name) != line.milestone:
                 self._milestones[line.name] = line.milestone
-                self._print(f"  {line.name} ({line.domain}): {line.milestone}")
+                self._print(f"  {line.name}  {line.domain}  {line.milestone}  {line.figures}".rstrip())
 
     def _print(self, text: str) -> None:
         sys.stderr.write(f"{time.monotonic() - self._started_s:5.0f} s  {text}\n")

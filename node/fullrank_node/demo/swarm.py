@@ -75,7 +75,7 @@ class DemoSwarm:
         return replace(link, invite=None)
 
     async def train(self) -> None:
-        """All rounds, from the first slot in which all nodes can train together.
+        """All rounds, from the first slot in which all nodes can train together; roles of certifiers follow meanwhile.
 
         Raises:
             NodeError: A node failed, or no round ends for long.
@@ -238,7 +238,8 @@ class DemoSwarm:
             text="  ".join(part for part in (standing, merged, loss, doing) if part),
             done=done + (min(training.step, per_round) if is_training else 0),
             total=self._plan.rounds * per_round,
-            milestone="  ".join((standing, merged)) if standing else _reason(status),
+            milestone=standing or ("ready" if status.state == wire.NODE_PAUSED else ""),
+            figures="  ".join(part for part in (merged, loss) if part),
         )
 
     def _training_times(self) -> dict[str, tuple[float, float]]:

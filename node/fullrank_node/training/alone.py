@@ -21,7 +21,8 @@ def rounds_alone(
 ) -> Iterator[tuple[Reply, dict[str, Any]]]:
     """Train `rounds` contributions, each on the weights that the one before has left.
 
-    Masters, training state and deltas live in the request's `work_dir`.
+    Masters, training state and deltas live in the request's `work_dir`. With `steps_per_round`, one number for each
+    round, a round takes that many steps, and none at 0: as many as the node took in a swarm.
 
     Yields:
         The answer of `train`, and the request with which the new weights can be evaluated.
@@ -39,8 +40,12 @@ def rounds_alone(
         "deadline_ms": None,
     }
     member = bytes.fromhex(request["member"])
-    for number in range(int(request["rounds"])):
-        done = train({**private, "round": number, "manifest": manifest})
+    rounds = int(request["rounds"])
+    steps_per_round = request.get("steps_per_round") or [request.get("max_steps")] * rounds
+    for number, max_steps in zip(range(rounds), steps_per_round, strict=True):
+        if max_steps == 0:
+            continue
+        done = train({**private, "round": number, "manifest": manifest, "max_steps": max_steps})
         blob = Path(done["blob_path"]).read_bytes()
         manifest = apply_alone(blob, genesis, masters, manifest, member=member, period=done["period"])
         masters.collect(set(manifest.values()))

@@ -168,9 +168,9 @@ class Trainer:
     def train_alone(self, request: Request, progress: Progress = ignore_progress) -> Reply:
         """Train round after round on one node's data and merge with nobody: what the swarm is measured against.
 
-        As `train`, with {rounds, work_dir} instead of {round, state_dir, out_path, deadline_ms}. Each delta is
-        applied by itself to private masters in `work_dir`, through the same exact integers. With `eval_cache`,
-        the held-out blocks there are evaluated after every round.
+        As `train`, with {rounds, work_dir, steps_per_round?} instead of {round, state_dir, out_path, deadline_ms}.
+        Each delta is applied by itself to private masters in `work_dir`, through the same exact integers. With
+        `eval_cache`, the held-out blocks there are evaluated after every round.
         -> {masters_dir, manifest, digest, rounds: [{round, num_steps, num_tokens, loss_first, loss_last, ...,
         held_out_loss?}]}.
         """
