@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Writes the vectors of signed objects: protocol/vectors/{keys,envelopes,genesis,blobs,membership,links,refused}.json.
+"""Writes the vectors of signed objects.
+
+They are protocol/vectors/{keys,envelopes,genesis,blobs,membership,links,refused,snapshot}.json.
 
 Every secret is the SHA-256 of a name, so the files never change unless the protocol does. Bytes are hexadecimal.
 For what is refused, each case is one good envelope with one fault, and the rule that names it.
@@ -10,6 +12,8 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fullrank_protocol.blob import blob_ref, chunk_hashes
 from fullrank_protocol.canonical import canonical_bytes
@@ -40,6 +44,7 @@ from fullrank_protocol.membership import (
 )
 from fullrank_protocol.records import invitation_bytes
 from fullrank_protocol.scaled import Scaled
+from fullrank_protocol.snapshot import encode_module, make_snapshot
 from fullrank_protocol.vote import make_choice, make_evidence, make_refusal, make_vote, open_evidence, open_vote
 from fullrank_protocol.wire import objects_pb2 as wire
 
@@ -223,6 +228,7 @@ def objects(swarm: Genesis) -> Iterator[Envelope]:
         slot=3,
         num_bytes=70_000,
     )
+    yield make_snapshot(member, swarm=swarm.swarm, checkpoint=stand_in("target"), slot=3, blob=blob_ref(b"a snapshot"))
 
 
 def keys_vector() -> dict[str, Any]:
@@ -406,7 +412,7 @@ def refused_vector() -> dict[str, Any]:
         ("a field twice", Rule.SCHEMA, good[:2] + good, False),
         ("a padded varint", Rule.SCHEMA, b"\x08\x81\x00" + good[2:], False),
         ("another version", Rule.VERSION, edited(lambda e: setattr(e, "version", 2)), False),
-        ("an unknown type", Rule.SCHEMA, edited(lambda e: setattr(e, "type", 18)), False),
+        ("an unknown type", Rule.SCHEMA, edited(lambda e: setattr(e, "type", 99)), False),
         ("too many bytes", Rule.SIZE, edited(lambda e: setattr(e, "payload", bytes(1024))), False),
         ("a short swarm id", Rule.SCHEMA, edited(lambda e: setattr(e, "swarm", bytes(31))), False),
         ("another swarm", Rule.SWARM, edited(lambda e: setattr(e, "swarm", stand_in("elsewhere"))), False),
@@ -469,6 +475,45 @@ def _source(vote: wire.Vote, *, slot: int) -> None:
     vote.source_slot = slot
 
 
+def snapshot_vector() -> dict[str, Any]:
+    """The weights of a base and of a checkpoint, bit by bit, the snapshot between them, and blobs that are none."""
+    swarm = genesis()
+    numbers: dict[str, tuple[list[float], list[float]]] = {
+        "norm.weight": ([1.0, -0.0, 0.5], [1.0 + 2.0**-23, 0.0, 0.5]),
+        "up.weight": ([k / 8 for k in range(12)], [k / 8 + (0.001 if k % 3 else -0.25) for k in range(12)]),
+    }
+    arrays = {name: tuple(np.array(side, dtype="<f4") for side in pair) for name, pair in numbers.items()}
+    parts = [b"".join(encode_module(module, *arrays[module.name])) for module in swarm.modules]
+    blob = b"".join(parts)
+    first = parts[0]
+    return {
+        "modules": [
+            {
+                "name": module.name,
+                "base": arrays[module.name][0].tobytes().hex(),
+                "checkpoint": arrays[module.name][1].tobytes().hex(),
+            }
+            for module in swarm.modules
+        ],
+        "codec": 1,
+        "blob": blob.hex(),
+        "refused": [
+            {"why": why, "blob": data.hex()}
+            for why, data in (
+                ("nothing at all", b""),
+                ("a length cut off", first[:3]),
+                ("a frame cut off", blob[:-1]),
+                ("a module left out", first),
+                ("a byte too many", blob + b"\x00"),
+                ("a frame of no bytes", bytes(4) + blob),
+                ("a frame longer than it can be", b"\xff\xff\xff\x7f" + blob[4:]),
+                ("a frame for another number of weights", parts[1] + first),
+                ("no zstd frame", first[:4] + bytes(len(first) - 4) + parts[1]),
+            )
+        ],
+    }
+
+
 FILES: dict[str, Callable[[], dict[str, Any]]] = {
     "keys.json": keys_vector,
     "envelopes.json": envelopes_vector,
@@ -477,6 +522,7 @@ FILES: dict[str, Callable[[], dict[str, Any]]] = {
     "membership.json": membership_vector,
     "links.json": links_vector,
     "refused.json": refused_vector,
+    "snapshot.json": snapshot_vector,
 }
 
 

@@ -70,6 +70,7 @@ MESSAGE_OF_TYPE: Final[dict[int, type[Message]]] = {
     wire.CHOICE: wire.Choice,
     wire.PEER: wire.Peer,
     wire.ANNOUNCEMENT: wire.Announcement,
+    wire.SNAPSHOT: wire.Snapshot,
 }
 """The payload of each object type. A type that is not here is refused."""
 

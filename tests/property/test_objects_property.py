@@ -50,6 +50,7 @@ from fullrank_protocol.membership import (
     make_take_up,
 )
 from fullrank_protocol.scaled import Scaled
+from fullrank_protocol.snapshot import make_snapshot, open_snapshot
 from fullrank_protocol.vote import (
     is_offence,
     make_choice,
@@ -84,6 +85,7 @@ OPENERS: Final[dict[int, Callable[[Envelope], object]]] = {
     wire.CHOICE: lambda envelope: open_choice(envelope, GENESIS),
     wire.PEER: open_peer,
     wire.ANNOUNCEMENT: open_announcement,
+    wire.SNAPSHOT: lambda envelope: open_snapshot(envelope, GENESIS),
 }
 
 
@@ -130,6 +132,7 @@ def samples() -> Iterable[Envelope]:
     yield make_choice(ADA, swarm=swarm, checkpoint=id_of("c"), slot=1, issued_at_ms=1)
     yield make_peer(ADA, swarm=swarm, addresses=["/ip4/192.0.2.1/tcp/4001"], issued_at_ms=1)
     yield make_announcement(ADA, swarm=swarm, object_id=id_of("c"), object_type=wire.CHECKPOINT, slot=1, num_bytes=9)
+    yield make_snapshot(ADA, swarm=swarm, checkpoint=id_of("c"), slot=1, blob=blob_ref(b"snapshot"))
 
 
 SAMPLES: Final = {envelope.type: envelope for envelope in samples()}

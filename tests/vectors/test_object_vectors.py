@@ -5,6 +5,7 @@ Hashes and encodings are computed here a second time, from the protocol's text a
 
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -20,7 +22,7 @@ from fullrank_protocol.blob import blob_ref
 from fullrank_protocol.checkpoint import open_checkpoint
 from fullrank_protocol.contribution import open_contribution
 from fullrank_protocol.envelope import MESSAGE_OF_TYPE, NO_SWARM, Envelope, decode_payload, open_envelope
-from fullrank_protocol.errors import RejectError
+from fullrank_protocol.errors import RejectError, Rule
 from fullrank_protocol.genesis import Genesis, open_genesis
 from fullrank_protocol.hints import open_announcement, open_peer
 from fullrank_protocol.identity import (
@@ -34,6 +36,7 @@ from fullrank_protocol.identity import (
 from fullrank_protocol.link import Link, parse_link
 from fullrank_protocol.membership import grant_id, initial_members, make_admission
 from fullrank_protocol.records import invitation_bytes
+from fullrank_protocol.snapshot import check_end, decode_module, open_snapshot
 from fullrank_protocol.vote import open_choice, open_evidence, open_refusal, open_vote
 from fullrank_protocol.wire import objects_pb2 as wire
 
@@ -112,6 +115,7 @@ def open_object(envelope: Envelope) -> object:
         wire.CHOICE: lambda: open_choice(envelope, swarm),
         wire.PEER: lambda: open_peer(envelope),
         wire.ANNOUNCEMENT: lambda: open_announcement(envelope),
+        wire.SNAPSHOT: lambda: open_snapshot(envelope, swarm),
     }
     return openers.get(envelope.type, lambda: decode_payload(envelope, MESSAGE_OF_TYPE[envelope.type]))()
 
@@ -190,6 +194,30 @@ def test_invitations() -> None:
         name=case["name"],
     )
     assert decode_payload(admission, wire.Admission).invite_signature.hex() == case["invite_signature"]
+
+
+def decode_snapshot(data: bytes) -> dict[str, str]:
+    """The weights that come out, as bits, by module."""
+    source, found = io.BytesIO(data), {}
+    bases = {module["name"]: module["base"] for module in read("snapshot.json")["modules"]}
+    for module in genesis().modules:
+        base = np.frombuffer(bytes.fromhex(bases[module.name]), dtype="<f4")
+        found[module.name] = b"".join(tile.tobytes() for tile in decode_module(source, module, base)).hex()
+    check_end(source)
+    return found
+
+
+def test_a_snapshot_turns_the_base_into_the_checkpoint() -> None:
+    content = read("snapshot.json")
+    found = decode_snapshot(bytes.fromhex(content["blob"]))
+    assert found == {module["name"]: module["checkpoint"] for module in content["modules"]}
+
+
+@pytest.mark.parametrize("case", read("snapshot.json")["refused"], ids=lambda case: case["why"])
+def test_what_is_no_snapshot_is_refused(case: dict[str, str]) -> None:
+    with pytest.raises(RejectError) as caught:
+        decode_snapshot(bytes.fromhex(case["blob"]))
+    assert caught.value.rule is Rule.CODEC
 
 
 def test_links() -> None:

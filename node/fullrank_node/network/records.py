@@ -72,7 +72,7 @@ TYPES_OF_KIND: Final[dict[Kind, frozenset[int]]] = {
     Kind.CONTRIBUTION: frozenset({wire.CONTRIBUTION, wire.ANNOUNCEMENT}),
     Kind.CHECKPOINT: frozenset({wire.ANNOUNCEMENT}),
     Kind.VOTE: frozenset({wire.VOTE, wire.REFUSAL, wire.ANNOUNCEMENT}),
-    Kind.RECORD: _MEMBERSHIP_TYPES | {wire.ANNOUNCEMENT},
+    Kind.RECORD: _MEMBERSHIP_TYPES | {wire.SNAPSHOT, wire.ANNOUNCEMENT},
 }
 """Object types that may stand under each kind of key; a checkpoint is too large and is announced instead."""
 

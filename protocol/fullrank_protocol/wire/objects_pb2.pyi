@@ -27,6 +27,7 @@ class ObjectType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CHOICE: _ClassVar[ObjectType]
     PEER: _ClassVar[ObjectType]
     ANNOUNCEMENT: _ClassVar[ObjectType]
+    SNAPSHOT: _ClassVar[ObjectType]
 
 class ModuleKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -70,6 +71,7 @@ EVIDENCE: ObjectType
 CHOICE: ObjectType
 PEER: ObjectType
 ANNOUNCEMENT: ObjectType
+SNAPSHOT: ObjectType
 MODULE_KIND_UNSPECIFIED: ModuleKind
 LINEAR: ModuleKind
 DENSE: ModuleKind
@@ -499,3 +501,15 @@ class Announcement(_message.Message):
     slot: int
     num_bytes: int
     def __init__(self, object_id: _Optional[bytes] = ..., object_type: _Optional[_Union[ObjectType, str]] = ..., slot: _Optional[int] = ..., num_bytes: _Optional[int] = ...) -> None: ...
+
+class Snapshot(_message.Message):
+    __slots__ = ("checkpoint", "slot", "blob", "codec")
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    BLOB_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    checkpoint: bytes
+    slot: int
+    blob: BlobRef
+    codec: int
+    def __init__(self, checkpoint: _Optional[bytes] = ..., slot: _Optional[int] = ..., blob: _Optional[_Union[BlobRef, _Mapping]] = ..., codec: _Optional[int] = ...) -> None: ...

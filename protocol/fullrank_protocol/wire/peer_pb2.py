@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fullrank_protocol/wire/peer.proto\x12\x0b\x66ullrank.v1\"\xee\x02\n\x07Request\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\r\n\x05swarm\x18\x02 \x01(\x0c\x12.\n\x0bget_genesis\x18\x03 \x01(\x0b\x32\x17.fullrank.v1.GetGenesisH\x00\x12+\n\tinventory\x18\x04 \x01(\x0b\x32\x16.fullrank.v1.InventoryH\x00\x12.\n\x0bget_objects\x18\x05 \x01(\x0b\x32\x17.fullrank.v1.GetObjectsH\x00\x12#\n\x05offer\x18\x06 \x01(\x0b\x32\x12.fullrank.v1.OfferH\x00\x12(\n\x08get_blob\x18\x07 \x01(\x0b\x32\x14.fullrank.v1.GetBlobH\x00\x12*\n\thas_blobs\x18\x08 \x01(\x0b\x32\x15.fullrank.v1.HasBlobsH\x00\x12*\n\tget_chain\x18\t \x01(\x0b\x32\x15.fullrank.v1.GetChainH\x00\x42\x06\n\x04\x62ody\"\xa0\x02\n\x08Response\x12\'\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x14.fullrank.v1.FailureH\x00\x12\'\n\x07objects\x18\x02 \x01(\x0b\x32\x14.fullrank.v1.ObjectsH\x00\x12+\n\tinventory\x18\x03 \x01(\x0b\x32\x16.fullrank.v1.InventoryH\x00\x12.\n\x0b\x62lob_header\x18\x04 \x01(\x0b\x32\x17.fullrank.v1.BlobHeaderH\x00\x12\x32\n\rblobs_present\x18\x05 \x01(\x0b\x32\x19.fullrank.v1.BlobsPresentH\x00\x12)\n\x08received\x18\x06 \x01(\x0b\x32\x15.fullrank.v1.ReceivedH\x00\x42\x06\n\x04\x62ody\"\x0c\n\nGetGenesis\"\x89\x01\n\tInventory\x12\x11\n\tfrom_slot\x18\x01 \x01(\x04\x12\x0c\n\x04head\x18\x02 \x01(\x0c\x12\x11\n\thead_slot\x18\x03 \x01(\x04\x12\r\n\x05\x66inal\x18\x04 \x01(\x0c\x12\x12\n\nfinal_slot\x18\x05 \x01(\x04\x12\x12\n\nobject_ids\x18\x06 \x03(\x0c\x12\x11\n\taddresses\x18\x07 \x03(\t\"\x19\n\nGetObjects\x12\x0b\n\x03ids\x18\x01 \x03(\x0c\"\x1e\n\x08GetChain\x12\x12\n\nafter_slot\x18\x01 \x01(\x04\"*\n\x07Objects\x12\x11\n\tenvelopes\x18\x01 \x03(\x0c\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\x1a\n\x05Offer\x12\x11\n\tenvelopes\x18\x01 \x03(\x0c\"\x1b\n\x08Received\x12\x0f\n\x07num_new\x18\x01 \x01(\r\">\n\x07GetBlob\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66irst_chunk\x18\x02 \x01(\r\x12\x12\n\nnum_chunks\x18\x03 \x01(\r\"5\n\nBlobHeader\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\x14\n\x0c\x63hunk_sha256\x18\x02 \x03(\x0c\"\x17\n\x08HasBlobs\x12\x0b\n\x03ids\x18\x01 \x03(\x0c\"\x1f\n\x0c\x42lobsPresent\x12\x0f\n\x07present\x18\x01 \x03(\x08\"\xd5\x01\n\x07\x46\x61ilure\x12\'\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x19.fullrank.v1.Failure.Code\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\"w\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\r\n\tNOT_FOUND\x10\x01\x12\x0f\n\x0bWRONG_SWARM\x10\x02\x12\x11\n\rWRONG_VERSION\x10\x03\x12\r\n\tTOO_LARGE\x10\x04\x12\x08\n\x04\x42USY\x10\x05\x12\r\n\tMALFORMED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fullrank_protocol/wire/peer.proto\x12\x0b\x66ullrank.v1\"\xee\x02\n\x07Request\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\r\n\x05swarm\x18\x02 \x01(\x0c\x12.\n\x0bget_genesis\x18\x03 \x01(\x0b\x32\x17.fullrank.v1.GetGenesisH\x00\x12+\n\tinventory\x18\x04 \x01(\x0b\x32\x16.fullrank.v1.InventoryH\x00\x12.\n\x0bget_objects\x18\x05 \x01(\x0b\x32\x17.fullrank.v1.GetObjectsH\x00\x12#\n\x05offer\x18\x06 \x01(\x0b\x32\x12.fullrank.v1.OfferH\x00\x12(\n\x08get_blob\x18\x07 \x01(\x0b\x32\x14.fullrank.v1.GetBlobH\x00\x12*\n\thas_blobs\x18\x08 \x01(\x0b\x32\x15.fullrank.v1.HasBlobsH\x00\x12*\n\tget_chain\x18\t \x01(\x0b\x32\x15.fullrank.v1.GetChainH\x00\x42\x06\n\x04\x62ody\"\xa0\x02\n\x08Response\x12\'\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x14.fullrank.v1.FailureH\x00\x12\'\n\x07objects\x18\x02 \x01(\x0b\x32\x14.fullrank.v1.ObjectsH\x00\x12+\n\tinventory\x18\x03 \x01(\x0b\x32\x16.fullrank.v1.InventoryH\x00\x12.\n\x0b\x62lob_header\x18\x04 \x01(\x0b\x32\x17.fullrank.v1.BlobHeaderH\x00\x12\x32\n\rblobs_present\x18\x05 \x01(\x0b\x32\x19.fullrank.v1.BlobsPresentH\x00\x12)\n\x08received\x18\x06 \x01(\x0b\x32\x15.fullrank.v1.ReceivedH\x00\x42\x06\n\x04\x62ody\"\x0c\n\nGetGenesis\"\x9a\x01\n\tInventory\x12\x11\n\tfrom_slot\x18\x01 \x01(\x04\x12\x0c\n\x04head\x18\x02 \x01(\x0c\x12\x11\n\thead_slot\x18\x03 \x01(\x04\x12\r\n\x05\x66inal\x18\x04 \x01(\x0c\x12\x12\n\nfinal_slot\x18\x05 \x01(\x04\x12\x12\n\nobject_ids\x18\x06 \x03(\x0c\x12\x11\n\taddresses\x18\x07 \x03(\t\x12\x0f\n\x07\x61rchive\x18\x08 \x01(\x08\"\x19\n\nGetObjects\x12\x0b\n\x03ids\x18\x01 \x03(\x0c\"\x1e\n\x08GetChain\x12\x12\n\nafter_slot\x18\x01 \x01(\x04\"*\n\x07Objects\x12\x11\n\tenvelopes\x18\x01 \x03(\x0c\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\x1a\n\x05Offer\x12\x11\n\tenvelopes\x18\x01 \x03(\x0c\"\x1b\n\x08Received\x12\x0f\n\x07num_new\x18\x01 \x01(\r\">\n\x07GetBlob\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66irst_chunk\x18\x02 \x01(\r\x12\x12\n\nnum_chunks\x18\x03 \x01(\r\"5\n\nBlobHeader\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\x14\n\x0c\x63hunk_sha256\x18\x02 \x03(\x0c\"\x17\n\x08HasBlobs\x12\x0b\n\x03ids\x18\x01 \x03(\x0c\"\x1f\n\x0c\x42lobsPresent\x12\x0f\n\x07present\x18\x01 \x03(\x08\"\xd5\x01\n\x07\x46\x61ilure\x12\'\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x19.fullrank.v1.Failure.Code\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\"w\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\r\n\tNOT_FOUND\x10\x01\x12\x0f\n\x0bWRONG_SWARM\x10\x02\x12\x11\n\rWRONG_VERSION\x10\x03\x12\r\n\tTOO_LARGE\x10\x04\x12\x08\n\x04\x42USY\x10\x05\x12\r\n\tMALFORMED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,27 +38,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETGENESIS']._serialized_start=710
   _globals['_GETGENESIS']._serialized_end=722
   _globals['_INVENTORY']._serialized_start=725
-  _globals['_INVENTORY']._serialized_end=862
-  _globals['_GETOBJECTS']._serialized_start=864
-  _globals['_GETOBJECTS']._serialized_end=889
-  _globals['_GETCHAIN']._serialized_start=891
-  _globals['_GETCHAIN']._serialized_end=921
-  _globals['_OBJECTS']._serialized_start=923
-  _globals['_OBJECTS']._serialized_end=965
-  _globals['_OFFER']._serialized_start=967
-  _globals['_OFFER']._serialized_end=993
-  _globals['_RECEIVED']._serialized_start=995
-  _globals['_RECEIVED']._serialized_end=1022
-  _globals['_GETBLOB']._serialized_start=1024
-  _globals['_GETBLOB']._serialized_end=1086
-  _globals['_BLOBHEADER']._serialized_start=1088
-  _globals['_BLOBHEADER']._serialized_end=1141
-  _globals['_HASBLOBS']._serialized_start=1143
-  _globals['_HASBLOBS']._serialized_end=1166
-  _globals['_BLOBSPRESENT']._serialized_start=1168
-  _globals['_BLOBSPRESENT']._serialized_end=1199
-  _globals['_FAILURE']._serialized_start=1202
-  _globals['_FAILURE']._serialized_end=1415
-  _globals['_FAILURE_CODE']._serialized_start=1296
-  _globals['_FAILURE_CODE']._serialized_end=1415
+  _globals['_INVENTORY']._serialized_end=879
+  _globals['_GETOBJECTS']._serialized_start=881
+  _globals['_GETOBJECTS']._serialized_end=906
+  _globals['_GETCHAIN']._serialized_start=908
+  _globals['_GETCHAIN']._serialized_end=938
+  _globals['_OBJECTS']._serialized_start=940
+  _globals['_OBJECTS']._serialized_end=982
+  _globals['_OFFER']._serialized_start=984
+  _globals['_OFFER']._serialized_end=1010
+  _globals['_RECEIVED']._serialized_start=1012
+  _globals['_RECEIVED']._serialized_end=1039
+  _globals['_GETBLOB']._serialized_start=1041
+  _globals['_GETBLOB']._serialized_end=1103
+  _globals['_BLOBHEADER']._serialized_start=1105
+  _globals['_BLOBHEADER']._serialized_end=1158
+  _globals['_HASBLOBS']._serialized_start=1160
+  _globals['_HASBLOBS']._serialized_end=1183
+  _globals['_BLOBSPRESENT']._serialized_start=1185
+  _globals['_BLOBSPRESENT']._serialized_end=1216
+  _globals['_FAILURE']._serialized_start=1219
+  _globals['_FAILURE']._serialized_end=1432
+  _globals['_FAILURE_CODE']._serialized_start=1313
+  _globals['_FAILURE_CODE']._serialized_end=1432
 # @@protoc_insertion_point(module_scope)

@@ -50,7 +50,7 @@ class GetGenesis(_message.Message):
     def __init__(self) -> None: ...
 
 class Inventory(_message.Message):
-    __slots__ = ("from_slot", "head", "head_slot", "final", "final_slot", "object_ids", "addresses")
+    __slots__ = ("from_slot", "head", "head_slot", "final", "final_slot", "object_ids", "addresses", "archive")
     FROM_SLOT_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
     HEAD_SLOT_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class Inventory(_message.Message):
     FINAL_SLOT_FIELD_NUMBER: _ClassVar[int]
     OBJECT_IDS_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    ARCHIVE_FIELD_NUMBER: _ClassVar[int]
     from_slot: int
     head: bytes
     head_slot: int
@@ -65,7 +66,8 @@ class Inventory(_message.Message):
     final_slot: int
     object_ids: _containers.RepeatedScalarFieldContainer[bytes]
     addresses: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, from_slot: _Optional[int] = ..., head: _Optional[bytes] = ..., head_slot: _Optional[int] = ..., final: _Optional[bytes] = ..., final_slot: _Optional[int] = ..., object_ids: _Optional[_Iterable[bytes]] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+    archive: bool
+    def __init__(self, from_slot: _Optional[int] = ..., head: _Optional[bytes] = ..., head_slot: _Optional[int] = ..., final: _Optional[bytes] = ..., final_slot: _Optional[int] = ..., object_ids: _Optional[_Iterable[bytes]] = ..., addresses: _Optional[_Iterable[str]] = ..., archive: _Optional[bool] = ...) -> None: ...
 
 class GetObjects(_message.Message):
     __slots__ = ("ids",)
