@@ -1,19 +1,14 @@
 """Swarms that live for some slots in virtual time."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from world import World, key_of, make_genesis
+from simulation.world import World, make_genesis
 
 
 def swarm(size: int, *, seed: int = 1) -> World:
-    world = World(make_genesis(founders=size), seed=seed)
+    world = World(make_genesis(founders=size), seed=seed, size=size)
     for number in range(size):
-        world.add(key_of(number))
+        world.add(number)
     return world
 
 

@@ -1,0 +1,309 @@
+"""What goes wrong in a simulated swarm, as data: a plan is a list of faults, drawn from one seed.
+
+Times are milliseconds since the genesis. Every fault has a begin and an end; at the end of the plan's
+chaos everything is healed, and what is left must recover.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fullrank_protocol.membership import (
+    ALL_ROLES,
+    ROLE_CONTRIBUTE,
+    grant_id,
+    make_admission,
+    make_grant,
+    make_leave,
+    make_revocation,
+)
+from simulation.node import SimulatedNode, key_of
+from simulation.world import WINDOW_MS, Network, World
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that begins and ends.
+
+    Attributes:
+        kind: A key of `KINDS`.
+        node: Number of the node that it befalls; -1 for the network.
+        number: How much of it: milliseconds of skew or delay, writes until death, loss in percent.
+        nodes: Group numbers of a partition, or blocked (from, to) pairs flattened.
+    """
+
+    kind: str
+    begin_ms: int
+    end_ms: int
+    node: int = -1
+    number: int = 0
+    nodes: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        begin, end = self.begin_ms / WINDOW_MS, self.end_ms / WINDOW_MS
+        parts = [f"slot {begin:.2f} to {end:.2f}: {self.kind}"]
+        if self.node >= 0:
+            parts.append(f"node {self.node}")
+        if self.number:
+            parts.append(str(self.number))
+        if self.nodes:
+            parts.append(str(list(self.nodes)))
+        return " ".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything about one run but the machine itself.
+
+    Attributes:
+        size: Founders, all of them certifiers.
+        hostile: Which of them are hostile.
+        chaos_slots: Slots with faults; everything heals at their end.
+    """
+
+    seed: int
+    size: int
+    faults: tuple[Fault, ...]
+    hostile: tuple[int, ...] = ()
+    chaos_slots: int = 12
+    calm_slots: int = 14
+
+
+def draw_plan(seed: int, size: int, *, hostile: bool = False, churn: bool = True, chaos_slots: int = 12) -> Plan:
+    """A plan from a seed."""
+    rng = random.Random(f"plan {seed} {size}")
+    bad = (size - 1) // 3
+    enemies = tuple(sorted(rng.sample(range(1, size), rng.randint(1, bad)))) if hostile and bad else ()
+    faults: list[Fault] = []
+    end = chaos_slots * WINDOW_MS
+
+    def span(longest_slots: float) -> tuple[int, int]:
+        begin = rng.randint(0, end - WINDOW_MS)
+        return begin, min(begin + rng.randint(500, int(longest_slots * WINDOW_MS)), end)
+
+    for _ in range(rng.randint(2, 6 + size)):
+        node = rng.randrange(size)
+        kind = rng.choice(["kill", "kill", "torn", "pause", "skew", "full", "loss", "slow", "partition", "oneway"])
+        begin, until = span(6 if kind in ("partition", "kill") else 3)
+        if kind in ("kill", "torn"):
+            faults.append(Fault(kind, begin, until, node, number=rng.choice([0, 0, rng.randint(1, 30)])))
+        elif kind in ("pause", "full"):
+            faults.append(Fault(kind, begin, until, node))
+        elif kind == "skew":
+            faults.append(Fault(kind, begin, until, node, number=rng.randint(-8_000, 8_000)))
+        elif kind == "loss":
+            faults.append(Fault(kind, begin, until, number=rng.randint(5, 60)))
+        elif kind == "slow":
+            faults.append(Fault(kind, begin, until, number=rng.randint(500, 15_000)))
+        elif kind == "partition" and size > 1:
+            groups = tuple(rng.randint(1, rng.choice([2, 2, 3])) for _ in range(size))
+            faults.append(Fault(kind, begin, until, nodes=groups))
+        elif kind == "oneway" and size > 1:
+            pairs = [rng.sample(range(size), 2) for _ in range(rng.randint(1, size))]
+            faults.append(Fault(kind, begin, until, nodes=tuple(n for pair in pairs for n in pair)))
+    if bad > len(enemies) and rng.random() < 0.15:
+        begin, until = span(3)
+        node = rng.choice([n for n in range(1, size) if n not in enemies])
+        faults.append(Fault("skew", begin, until, node, number=rng.choice([-3_600_000, 3_600_000, 600_000])))
+    if churn and rng.random() < 0.5:
+        faults.extend(_draw_churn(rng, size=size, end=end, may_shrink=size > 3 and not enemies))
+    faults.sort(key=lambda fault: (fault.begin_ms, fault.kind, fault.node))
+    return Plan(seed=seed, size=size, faults=tuple(faults), hostile=enemies, chaos_slots=chaos_slots)
+
+
+def _draw_churn(rng: random.Random, *, size: int, end: int, may_shrink: bool) -> list[Fault]:
+    found = []
+    for joiner in range(rng.randint(1, 3)):
+        begin = rng.randint(0, end - 2 * WINDOW_MS)
+        kind = rng.choice(["join", "join", "join certifier", "join certifier", "join late"])
+        found.append(Fault(kind, begin, end, size + joiner))
+        after = rng.randint(begin + WINDOW_MS, end)
+        if rng.random() < 0.3:
+            found.append(Fault(rng.choice(["leave", "revoke", "step down"]), after, end, size + joiner))
+    if may_shrink and rng.random() < 0.5:
+        begin = rng.randint(0, end - WINDOW_MS)
+        found.append(Fault(rng.choice(["leave", "step down"]), begin, end, rng.randrange(1, size)))
+    return found
+
+
+def arrange(world: World, plan: Plan) -> None:
+    """Put a plan's faults on the world's clock, and the healing at the end."""
+    for fault in plan.faults:
+        begin, end = KINDS[fault.kind]
+        world.at(fault.begin_ms, lambda fault=fault, begin=begin: _tell(world, fault, begin))  # type: ignore[misc]
+        if end is not None:
+            world.at(fault.end_ms, lambda fault=fault, end=end: end(world, fault))  # type: ignore[misc]
+    world.at(plan.chaos_slots * WINDOW_MS, lambda: heal(world))
+
+
+def heal(world: World) -> None:
+    """Everything works again."""
+    world.note("everything heals")
+    world.heal()
+    for node in world.nodes:
+        node.skew_ms = 0
+        node.paused_until_ms = 0
+        node.disk_full = False
+        node.kill_after_writes = None
+        if not node.is_up:
+            node.start()
+
+
+def _tell(world: World, fault: Fault, begin: Callable[[World, Fault], None]) -> None:
+    world.note(str(fault))
+    begin(world, fault)
+
+
+def _node(world: World, fault: Fault) -> SimulatedNode | None:
+    return next((node for node in world.nodes if node.number == fault.node), None)
+
+
+def _kill(world: World, fault: Fault) -> None:
+    node = _node(world, fault)
+    if node is None or not node.is_up:
+        return
+    node.torn = fault.kind == "torn"
+    if fault.number:
+        node.kill_after_writes = fault.number
+    else:
+        node.kill()
+
+
+def _restart(world: World, fault: Fault) -> None:
+    node = _node(world, fault)
+    if node is None:
+        return
+    node.kill_after_writes = None
+    node.disk_full = False
+    if not node.is_up:
+        node.start()
+
+
+def _pause(world: World, fault: Fault) -> None:
+    if (node := _node(world, fault)) is not None:
+        node.paused_until_ms = world.genesis.created_at_ms + fault.end_ms
+
+
+def _fill_disk(world: World, fault: Fault) -> None:
+    if (node := _node(world, fault)) is not None:
+        node.disk_full = True
+
+
+def _skew(world: World, fault: Fault) -> None:
+    if (node := _node(world, fault)) is not None:
+        node.skew_ms = fault.number
+
+
+def _unskew(world: World, fault: Fault) -> None:
+    if (node := _node(world, fault)) is not None:
+        node.skew_ms = 0
+
+
+def _lose(world: World, fault: Fault) -> None:
+    world.network.loss = fault.number / 100
+    world.network.duplicates = fault.number / 200
+
+
+def _find(world: World, _fault: Fault) -> None:
+    world.network.loss = world.network.duplicates = 0.0
+
+
+def _slow(world: World, fault: Fault) -> None:
+    world.network.max_delay_ms = fault.number
+    world.transfer_ms = fault.number // 2
+
+
+def _fast(world: World, _fault: Fault) -> None:
+    world.network.max_delay_ms = Network().max_delay_ms
+    world.transfer_ms = 0
+
+
+def _partition(world: World, fault: Fault) -> None:
+    groups = dict(enumerate(fault.nodes))
+    world.network.groups = {
+        node.number: groups.get(node.number, 1 + node.number % max(fault.nodes)) for node in world.nodes
+    }
+
+
+def _unite(world: World, _fault: Fault) -> None:
+    world.network.groups = {}
+
+
+def _block(world: World, fault: Fault) -> None:
+    world.network.blocked = set(zip(fault.nodes[::2], fault.nodes[1::2], strict=True))
+
+
+def _unblock(world: World, _fault: Fault) -> None:
+    world.network.blocked = set()
+
+
+def _join(world: World, fault: Fault) -> None:
+    """The root invites, and a new node comes with the secret."""
+    root = world.nodes[0]
+    invite = key_of(10_000 + fault.node)
+    roles = ALL_ROLES if fault.kind == "join certifier" else ROLE_CONTRIBUTE
+    until = fault.begin_ms + (WINDOW_MS if fault.kind == "join late" else 1_000 * WINDOW_MS)
+    grant = make_grant(
+        root.key,
+        swarm=world.genesis.swarm,
+        invite_key=invite.public_key,
+        roles=roles,
+        count=1,
+        not_after_ms=world.genesis.created_at_ms + until,
+    )
+    if root.is_up:
+        root.receive(grant)
+    if any(node.number == fault.node for node in world.nodes):
+        return
+    node = world.add(fault.node, certifies=roles == ALL_ROLES)
+    if world.network.groups:
+        world.network.groups[fault.node] = world.random.choice(list(world.network.groups.values()))
+    node.receive(
+        make_admission(
+            node.key,
+            swarm=world.genesis.swarm,
+            invite_seed=invite.seed,
+            grant_id=grant_id(grant),
+            roles=roles,
+            name=f"node {fault.node}",
+        )
+    )
+
+
+def _leave(world: World, fault: Fault) -> None:
+    node = _node(world, fault)
+    if node is not None and node.is_up:
+        node.certifies = node.state.wants_certify = False
+        only = fault.kind == "step down"
+        node.receive(
+            make_leave(node.key, swarm=world.genesis.swarm, issued_at_ms=node.now_ms(), certifier_role_only=only)
+        )
+
+
+def _revoke(world: World, fault: Fault) -> None:
+    node, root = _node(world, fault), world.nodes[0]
+    if node is not None and root.is_up:
+        root.receive(
+            make_revocation(
+                root.key, swarm=world.genesis.swarm, subject=node.key.public_key, issued_at_ms=root.now_ms()
+            )
+        )
+
+
+KINDS: dict[str, tuple[Callable[[World, Fault], None], Callable[[World, Fault], None] | None]] = {
+    "kill": (_kill, _restart),
+    "torn": (_kill, _restart),
+    "pause": (_pause, None),
+    "full": (_fill_disk, _restart),
+    "skew": (_skew, _unskew),
+    "loss": (_lose, _find),
+    "slow": (_slow, _fast),
+    "partition": (_partition, _unite),
+    "oneway": (_block, _unblock),
+    "join": (_join, None),
+    "join certifier": (_join, None),
+    "join late": (_join, None),
+    "leave": (_leave, None),
+    "step down": (_leave, None),
+    "revoke": (_revoke, None),
+}
