@@ -1,12 +1,20 @@
-"""Writes down what became of contributions and checkpoints, for `history` and `status`."""
+"""Writes down what became of contributions and checkpoints, for `history` and `status`.
+
+Verdicts are those of the head's chain: when the head moves to another branch, the verdicts of the branch that
+it left are taken back, and what can be accepted on no later checkpoint any more is late.
+"""
 
 from fullrank_node.clock import Clock
 from fullrank_node.history import ContributionRow, RoundRow
 from fullrank_node.store import Store
+from fullrank_protocol.chain import ChainState, common_ancestor
+from fullrank_protocol.checkpoint import Checkpoint
 from fullrank_protocol.contribution import Contribution, open_contribution
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import ProtocolError, Rule
+from fullrank_protocol.fork_choice import Node
 from fullrank_protocol.round_state import RoundState
+from fullrank_protocol.verifying import contributions
 
 
 class ChainLog:
@@ -17,7 +25,7 @@ class ChainLog:
         self._state = state
         self._key = key
         self._clock = clock
-        self._noted: set[bytes] = {state.genesis.swarm}
+        self._noted = self._start()
 
     def note_contribution(self, envelope: Envelope) -> None:
         """A valid contribution arrived; what becomes of it follows."""
@@ -34,47 +42,67 @@ class ChainLog:
         self._store.record_verdict(contribution.id, status=status, rule=rule or 0, detail=detail)
 
     def note_chain(self, head: bytes) -> None:
-        """Write down every checkpoint on the head's chain that is not written down on it yet."""
+        """Write down the head's chain as far as it differs from the one written down before."""
         tree = self._state.tree
-        new = []
-        node = tree.nodes[head]
-        while node.state.id not in self._noted and node.checkpoint is not None:
-            new.append(node)
-            node = tree.nodes[node.checkpoint.parent]
-        for node in reversed(new):
-            checkpoint = node.checkpoint
-            assert checkpoint is not None
-            self._noted.add(checkpoint.id)
-            self._store.note_round(
-                RoundRow(
-                    checkpoint=checkpoint.id,
-                    slot=checkpoint.slot,
-                    round=checkpoint.round,
-                    kind=checkpoint.kind,
-                    digest=checkpoint.model_digest,
-                    num_accepted=len(checkpoint.accepted),
-                    received_at_ms=self._clock.now_ms(),
-                )
+        old, new = tree.state(self._noted), tree.state(head)
+        fork = common_ancestor(old, new, lookup=tree.lookup)
+        for node in tree.chain(old.id, above_slot=fork.slot):
+            for contribution in contributions(_checkpoint(node)):
+                self._store.record_verdict(contribution.id, status="pending")
+        for node in tree.chain(new.id, above_slot=fork.slot):
+            self._note_checkpoint(_checkpoint(node))
+        self._noted = head
+        self._note_late(new)
+
+    def _start(self) -> bytes:
+        """Everything up to the last final checkpoint was written down in an earlier life."""
+        final = self._store.final()
+        return final if final is not None and final in self._state.tree.nodes else self._state.genesis.swarm
+
+    def _note_checkpoint(self, checkpoint: Checkpoint) -> None:
+        self._store.note_round(
+            RoundRow(
+                checkpoint=checkpoint.id,
+                slot=checkpoint.slot,
+                round=checkpoint.round,
+                kind=checkpoint.kind,
+                digest=checkpoint.model_digest,
+                num_accepted=len(checkpoint.accepted),
+                received_at_ms=self._clock.now_ms(),
             )
-            for accepted in checkpoint.accepted:
-                self._note(accepted.contribution, status="pending")
-                self._store.record_verdict(
-                    accepted.contribution.id,
-                    status="accepted",
-                    weight=accepted.weight,
-                    checkpoint=checkpoint.id,
-                    round=checkpoint.round,
-                )
-            for refused in checkpoint.refused:
-                self._note(refused.contribution, status="pending")
-                self._store.record_verdict(
-                    refused.contribution.id,
-                    status="refused",
-                    rule=refused.rule,
-                    detail=refused.detail,
-                    checkpoint=checkpoint.id,
-                    round=checkpoint.round,
-                )
+        )
+        for accepted in checkpoint.accepted:
+            self._note(accepted.contribution, status="pending")
+            self._store.record_verdict(
+                accepted.contribution.id,
+                status="accepted",
+                weight=accepted.weight,
+                checkpoint=checkpoint.id,
+                round=checkpoint.round,
+            )
+        for refused in checkpoint.refused:
+            self._note(refused.contribution, status="pending")
+            self._store.record_verdict(
+                refused.contribution.id,
+                status="refused",
+                rule=refused.rule,
+                detail=refused.detail,
+                checkpoint=checkpoint.id,
+                round=checkpoint.round,
+            )
+
+    def _note_late(self, head: ChainState) -> None:
+        """Own contributions that wait in vain: too many rounds have passed since their base."""
+        tree = self._state.tree
+        most = self._state.genesis.rule.max_staleness_rounds
+        for row in self._store.contributions(self._key, limit=2 * most + 2):
+            base = tree.lookup(row.base_checkpoint)
+            if row.status != "pending" or base is None:
+                continue
+            rounds = head.round - common_ancestor(base, head, lookup=tree.lookup).round
+            if rounds > most:
+                detail = f"is {rounds} rounds old, at most {most} are accepted"
+                self._store.record_verdict(row.contribution_id, status="late", rule=Rule.STALE, detail=detail)
 
     def _note(self, contribution: Contribution, *, status: str, rule: Rule | None = None, detail: str = "") -> None:
         self._store.note_contribution(
@@ -94,3 +122,8 @@ class ChainLog:
                 detail=detail,
             )
         )
+
+
+def _checkpoint(node: Node) -> Checkpoint:
+    assert node.checkpoint is not None
+    return node.checkpoint

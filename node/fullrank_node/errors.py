@@ -30,3 +30,12 @@ class NodeError(Exception):
         super().__init__(message)
         self.hint = hint
         self.exit_code = exit_code
+
+
+def node_error_in(error: BaseException) -> NodeError | None:
+    """The first NodeError inside an error, which task groups wrap as often as they are nested."""
+    if isinstance(error, NodeError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for inner in error.exceptions if (found := node_error_in(inner)) is not None), None)
+    return None

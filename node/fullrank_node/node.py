@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from fullrank_node.admission import offer_admission
 from fullrank_node.api import access_token, last_status
 from fullrank_node.api.server import ControlServer
 from fullrank_node.base_supply import BaseSupply
@@ -15,7 +16,7 @@ from fullrank_node.blob_store import BlobStore
 from fullrank_node.child import ChildProcess
 from fullrank_node.clock import Clock
 from fullrank_node.config import Config
-from fullrank_node.errors import ExitCode, NodeError
+from fullrank_node.errors import ExitCode, NodeError, node_error_in
 from fullrank_node.home import SOCKET_NAME, Home, RunInfo
 from fullrank_node.identity_file import libp2p_path, load_identity
 from fullrank_node.masters import Masters
@@ -32,12 +33,8 @@ from fullrank_node.status_reply import SOFTWARE
 from fullrank_node.store import Store
 from fullrank_node.training.driver import PreparedBase, TrainerDriver
 from fullrank_protocol import round_io as io
-from fullrank_protocol.envelope import Envelope, decode_payload
 from fullrank_protocol.errors import ProtocolError
 from fullrank_protocol.genesis import Genesis, open_genesis
-from fullrank_protocol.identity import SigningKey
-from fullrank_protocol.membership import ROLE_CERTIFY, Members, grant_id, make_admission
-from fullrank_protocol.wire import objects_pb2 as wire
 from fullrank_protocol.wire import peer_pb2
 
 log = logging.getLogger(__name__)
@@ -134,7 +131,7 @@ class Node:
             await asyncio.gather(*tasks, return_exceptions=True)
             for task in done:
                 if not task.cancelled() and (error := task.exception()) is not None:
-                    raise error
+                    raise node_error_in(error) or error
         log.info("Node stopped.")
 
     @contextlib.asynccontextmanager
@@ -230,28 +227,11 @@ class Node:
             self.runner.feed(io.TrainingAllowed(allowed=True))
 
     def _publish_admission(self) -> None:
-        """Offer our admission once the grant of our invite is known, until a checkpoint has carried it."""
-        runner = self.runner
+        """Offer our admission until a checkpoint has carried it."""
         seed = self.store.get_meta(INVITE_KEY)
-        if runner is None or seed is None:
-            return
-        members = runner.state.tree.head().members
-        if members.find(self.key.public_key) is not None:
-            return
-        grant = find_grant(SigningKey.from_seed(seed).public_key, members, runner.state.records.values())
-        if grant is None:
-            runner.warnings["admission"] = "waiting to see the invite's grant on the chain"
-            return
-        runner.warnings.pop("admission", None)
-        found_id, roles = grant
-        if not self.config.certify:
-            roles &= ~ROLE_CERTIFY
-        name = self.config.node.name or name_of(self.key.public_key)
-        envelope = make_admission(
-            self.key, swarm=self.genesis.swarm, invite_seed=seed, grant_id=found_id, roles=roles, name=name
-        )
-        if envelope.id not in runner.state.records:
-            runner.submit(envelope)
+        if self.runner is not None and seed is not None:
+            name = self.config.node.name or name_of(self.key.public_key)
+            offer_admission(self.runner, invite_seed=seed, certify=self.config.certify, name=name)
 
     async def _measure_rounds(self, base: PreparedBase) -> None:
         """After each training, when the trainer is free, measure the newest shared model."""
@@ -363,16 +343,3 @@ def read_genesis(home: Home) -> Genesis:
             hint="Join the swarm again into a fresh home with the same identity.key.",
             exit_code=ExitCode.CONFIG,
         ) from error
-
-
-def find_grant(invite_key: bytes, members: Members, waiting: Iterable[Envelope]) -> tuple[bytes, int] | None:
-    """Id and roles of an invite's grant: in force, or waiting to be carried."""
-    grant = members.grant_of_invite(invite_key)
-    if grant is not None:
-        return grant.id, grant.roles
-    for envelope in waiting:
-        if envelope.type == wire.GRANT:
-            message = decode_payload(envelope, wire.Grant)
-            if message.invite_key == invite_key:
-                return grant_id(envelope), message.roles
-    return None

@@ -239,6 +239,8 @@ async def _catch_up(runner: Runner, *, progress: Progress) -> None:
     loop = asyncio.get_running_loop()
     last_change, before = loop.time(), (0, 0, 0)
     while True:
+        if runner.failure is not None:
+            raise runner.failure
         tree, exchange = runner.state.tree, runner.exchange
         total, open_ = len(tree.nodes) - 1, len(runner.state.unverified)
         progress("recomputing rounds", done=total - open_, total=total)

@@ -88,6 +88,7 @@ class Runner:
         self.on_trained: list[Callable[[], None]] = []
         self._events: deque[io.Event] = deque()
         self._draining = False
+        self.failure: NodeError | None = None
         self._group: asyncio.TaskGroup | None = None
         self._fetches = asyncio.Semaphore(MAX_DELTA_FETCHES)
         self._training: asyncio.Task[None] | None = None
@@ -98,7 +99,11 @@ class Runner:
         self.exchange.attach(network)
 
     async def run(self) -> None:
-        """Live until cancelled."""
+        """Live until cancelled.
+
+        Raises:
+            NodeError: What must be durable cannot be written; everything written before is whole.
+        """
         assert self.network is not None
         window_s = self.genesis.timing.slot_window_ms / 1000
         async with asyncio.TaskGroup() as group:
@@ -109,16 +114,21 @@ class Runner:
                 await self.network.broadcast(self.store.own_votes()[-MAX_REPEATED_VOTES:])
             group.create_task(self.exchange.run(interval_s=min(max(window_s / 5, 0.5), 10.0)))
             group.create_task(self._look_up_hints(interval_s=min(max(window_s / 2, 2.0), 30.0)))
-            while True:
+            while self.failure is None:
                 self.feed(io.Tick())
                 await asyncio.sleep(TICK_S)
+            raise self.failure
 
     # ---- events in -------------------------------------------------------------------------------
 
     def feed(self, event: io.Event) -> None:
-        """Hand an event to the machine and carry out what it asks; actions may cause further events."""
+        """Hand an event to the machine and carry out what it asks; actions may cause further events.
+
+        Where an action fails, the machine believes in something that is not so: nothing is fed to it any more,
+        and `run` ends with the error, whoever called.
+        """
         self._events.append(event)
-        if self._draining:
+        if self._draining or self.failure is not None:
             return
         self._draining = True
         try:
@@ -126,6 +136,8 @@ class Runner:
                 _, actions = step(self.state, self._events.popleft(), self.clock.now_ms())
                 for action in actions:
                     self._carry_out(action)
+        except NodeError as error:
+            self.failure = error
         finally:
             self._draining = False
 
