@@ -39,6 +39,7 @@ class Machine:
         self.verdicts: dict[bytes, io.Event | None] = {}
         self.kept: list[Envelope] = []
         self.known_verdicts: dict[bytes, bool] = {}
+        self.believed: set[bytes] = set()
         self.state = new_state(
             tale.swarm.genesis,
             key=key(name),
@@ -78,7 +79,8 @@ class Machine:
         again.key, again.now_ms, again.by_hand = self.key, self.now_ms, self.by_hand
         again.state.key = self.state.key
         again.kept, again.known_verdicts, again.verdicts = list(self.kept), dict(self.known_verdicts), self.verdicts
-        restore(again.state, iter(again.kept), again.known_verdicts, self.now_ms)
+        again.believed = set(self.believed)
+        restore(again.state, iter(again.kept), again.known_verdicts, self.now_ms, believed=frozenset(again.believed))
         return again
 
     def envelope_of(self, thing: Thing) -> Envelope:
@@ -105,6 +107,7 @@ class Machine:
             self.kept.append(action.envelope)
         if isinstance(action, io.Verified):
             self.known_verdicts[action.checkpoint] = action.holds
+            self.believed |= {action.checkpoint} if action.believed else set()
 
     def _carry_out(self, action: io.Action) -> Iterator[io.Event]:
         swarm = self.tale.swarm.id

@@ -44,7 +44,14 @@ class Offence:
 
 
 class Tree:
-    """Checkpoints and votes as one node knows them."""
+    """Checkpoints and votes as one node knows them.
+
+    Attributes:
+        final: This node's final checkpoint: recomputed here, or taken by a snapshot.
+        conflict: A final checkpoint that is not on the chain of `final`.
+        voted_final: The highest checkpoint that known votes make final, recomputed here or not.
+        is_split: Known votes make checkpoints on different chains final.
+    """
 
     def __init__(self, genesis: Genesis) -> None:
         self.genesis = genesis
@@ -55,6 +62,8 @@ class Tree:
         self.root = root
         self.final: Mark = root.here
         self.conflict: Mark | None = None
+        self.voted_final: Mark = root.here
+        self.is_split = False
         self._votes_of: dict[bytes, dict[bytes, Vote]] = {}
         self._head_cache: ChainState | None = None
 
@@ -99,6 +108,12 @@ class Tree:
     def is_final(self, state: ChainState) -> bool:
         """Whether it is this node's final checkpoint or an ancestor of it."""
         return is_ancestor(state.here, self.state(self.final.checkpoint), lookup=self.lookup)
+
+    def is_voted_final(self, state: ChainState) -> bool:
+        """Whether votes make it or a descendant final, recomputed here or not, and none on another chain."""
+        if self.is_split or self.conflict is not None:
+            return False
+        return is_ancestor(state.here, self.state(self.voted_final.checkpoint), lookup=self.lookup)
 
     def votes_for(self, checkpoint: bytes) -> list[Vote]:
         """Valid votes for a target, ascending by id; one a certifier."""
@@ -176,6 +191,28 @@ class Tree:
             if candidate.is_justified:
                 self._finalise_source_of(candidate)
 
+    def believe(self, checkpoint: bytes) -> list[bytes]:
+        """Take a checkpoint that is final by votes as verified and final, and its ancestors with it.
+
+        Returns:
+            Those that were open until now, oldest first.
+        """
+        opened = []
+        node = self.nodes[checkpoint]
+        while node.verdict is None:
+            assert node.checkpoint is not None
+            opened.append(node.state.id)
+            node = self.nodes[node.checkpoint.parent]
+        opened.reverse()
+        for ancestor in opened:
+            self.set_verdict(ancestor, holds=True)
+        node = self.nodes[checkpoint]
+        if opened and self.conflict is None and is_ancestor(self.final, node.state, lookup=self.lookup):
+            node.is_final = True
+            self.final = node.state.here
+            self._head_cache = None
+        return opened
+
     # ---- inside ----------------------------------------------------------------------------------
 
     def _finalise_source_of(self, node: Node) -> None:
@@ -184,7 +221,9 @@ class Tree:
         if source.slot + 1 != node.state.slot:
             return
         source_node = self.nodes[source.checkpoint]
-        source_node.is_final = True
+        if not source_node.is_final:
+            source_node.is_final = True
+            self._note_voted_final(source_node.state)
         if not source_node.verdict or source.slot <= self.final.slot:
             if source.slot <= self.final.slot and not self.is_final(source_node.state):
                 self.conflict = source
@@ -196,6 +235,11 @@ class Tree:
             return
         self.final = source
         self._head_cache = None
+
+    def _note_voted_final(self, state: ChainState) -> None:
+        lower, higher = sorted((state, self.state(self.voted_final.checkpoint)), key=lambda each: each.here)
+        self.voted_final = higher.here
+        self.is_split |= not is_ancestor(lower.here, higher, lookup=self.lookup)
 
     def _find_head(self) -> ChainState:
         state = self.highest_justified()

@@ -7,7 +7,7 @@ taken up again when that arrives. A faulty one is dropped with the rule it break
 from collections.abc import Callable, Iterator
 
 from fullrank_protocol.chain import check_contributor, contribution_staleness
-from fullrank_protocol.checkpoint import open_checkpoint
+from fullrank_protocol.checkpoint import Checkpoint, open_checkpoint
 from fullrank_protocol.contribution import open_contribution
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import IgnoreError, RejectError, Rule
@@ -23,6 +23,7 @@ from fullrank_protocol.round_state import (
     Candidate,
     RoundState,
 )
+from fullrank_protocol.snapshot import open_snapshot
 from fullrank_protocol.verifying import carried, contributions
 from fullrank_protocol.vote import Vote, open_evidence, open_refusal, open_vote
 from fullrank_protocol.wire import objects_pb2 as wire
@@ -120,8 +121,8 @@ def _receive_checkpoint(state: RoundState, envelope: Envelope, now_ms: int) -> I
         if tree.lookup(contribution.base_checkpoint) is None:
             raise _ParkedError(contribution.base_checkpoint)
     turn = (checkpoint.slot, checkpoint.proposer)
-    if state.num_in_turn.get(turn, 0) >= MAX_CHECKPOINTS_PER_TURN:
-        raise RejectError(Rule.DUPLICATE, f"comes after {MAX_CHECKPOINTS_PER_TURN} others of its proposer and slot")
+    if state.num_in_turn.get(turn, 0) >= MAX_CHECKPOINTS_PER_TURN and not _is_referred_to(state, checkpoint):
+        raise IgnoreError(f"comes after {MAX_CHECKPOINTS_PER_TURN} others of its proposer and slot")
     _, offences = tree.add(checkpoint)
     state.num_in_turn[turn] = state.num_in_turn.get(turn, 0) + 1
     state.unverified[checkpoint.id] = state.first_seen_ms[checkpoint.id] = now_ms
@@ -137,6 +138,12 @@ def _receive_checkpoint(state: RoundState, envelope: Envelope, now_ms: int) -> I
     state.known.update(carried(checkpoint))
     yield Keep(envelope=envelope, slot=checkpoint.slot)
     yield from _report(state, offences)
+
+
+def _is_referred_to(state: RoundState, checkpoint: Checkpoint) -> bool:
+    """Whether another certifier's vote or checkpoint waits for this one: then it may be what the swarm builds on."""
+    certifiers = state.tree.head().members.certifiers - {checkpoint.proposer}
+    return any(waiting.public_key in certifiers for waiting in state.parked.get(checkpoint.id, []))
 
 
 def _receive_vote(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
@@ -193,6 +200,25 @@ def _receive_refusal(state: RoundState, envelope: Envelope, now_ms: int) -> Iter
     yield Keep(envelope=envelope, slot=node.state.slot)
 
 
+def _receive_snapshot(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
+    del now_ms
+    snapshot = open_snapshot(envelope, state.genesis)
+    at = state.tree.lookup(snapshot.checkpoint)
+    if at is None:
+        raise _ParkedError(snapshot.checkpoint)
+    if at.slot != snapshot.slot:
+        raise RejectError(Rule.SLOT, f"says slot {snapshot.slot}, its checkpoint is of slot {at.slot}")
+    if not at.members.is_member(snapshot.author):
+        raise RejectError(Rule.MEMBERSHIP, f"is of {snapshot.author.hex()[:12]}, no member at that checkpoint")
+    newest = state.arrival.snapshots.get(snapshot.author)
+    if newest is not None and newest.checkpoint == snapshot.checkpoint:
+        raise RejectError(Rule.DUPLICATE, "is a second snapshot of this member of one checkpoint")
+    if snapshot.author in state.arrival.distrusted or (newest is not None and newest.slot > snapshot.slot):
+        return
+    state.arrival.snapshots[snapshot.author] = snapshot
+    yield Keep(envelope=envelope, slot=snapshot.slot)
+
+
 _HANDLERS: dict[int, Callable[[RoundState, Envelope, int], Iterator[Action]]] = {
     wire.CONTRIBUTION: _receive_contribution,
     wire.CHECKPOINT: _receive_checkpoint,
@@ -207,6 +233,7 @@ _HANDLERS: dict[int, Callable[[RoundState, Envelope, int], Iterator[Action]]] = 
     wire.READMISSION: _receive_record,
     wire.RETIREMENT: _receive_record,
     wire.EJECTION: _receive_record,
+    wire.SNAPSHOT: _receive_snapshot,
 }
 
 

@@ -18,23 +18,36 @@ own duty:      adopt head ─> vote ─> finalise ─> propose at our turn ─> 
 
 from collections.abc import Iterable, Iterator
 
+from fullrank_protocol.arriving import (
+    believe,
+    catching_up,
+    distrust,
+    seek_snapshot,
+    snapshot_applied,
+    snapshot_refused,
+    snapshot_unavailable,
+)
 from fullrank_protocol.duties import MIN_TRAINING_SHARE, adopt_head, finalise, forget_old, propose, take_up, train, vote
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.intake import ask, receive, release
 from fullrank_protocol.round_io import (
     Action,
+    CatchingUp,
     DeltaChecked,
     DeltaUnavailable,
     Event,
     Merged,
     MergeFailed,
     ObjectReceived,
+    SnapshotApplied,
+    SnapshotRefused,
+    SnapshotUnavailable,
     Synced,
     Tick,
     TrainingAllowed,
     TrainingEnded,
 )
-from fullrank_protocol.round_state import ASK_AGAIN_MS, FUTURE, MAX_CACHED_MERGES, DeltaStatus, RoundState
+from fullrank_protocol.round_state import ASK_AGAIN_MS, FUTURE, MAX_CACHED_MERGES, DeltaStatus, RoundState, is_held
 from fullrank_protocol.verifying import check_deltas, merge_failed, verify_checkpoints
 
 
@@ -56,14 +69,33 @@ def step_all(state: RoundState, events: Iterable[Event], now_ms: int) -> tuple[R
     return state, actions
 
 
-def restore(state: RoundState, envelopes: Iterator[Envelope], verdicts: dict[bytes, bool], now_ms: int) -> RoundState:
-    """Take in the objects of the store, and what had been recomputed, without acting on them."""
+def restore(
+    state: RoundState,
+    envelopes: Iterator[Envelope],
+    verdicts: dict[bytes, bool],
+    now_ms: int,
+    *,
+    believed: frozenset[bytes] = frozenset(),
+) -> RoundState:
+    """Take in the objects of the store, and what had been recomputed, without acting on them.
+
+    Args:
+        state: Of a node that knows nothing yet.
+        envelopes: In the order of arrival.
+        verdicts: Checkpoints that were recomputed, and whether they held; snapshots that did not hold.
+        now_ms: This node's clock.
+        believed: Checkpoints that were taken by a snapshot.
+    """
     for envelope in envelopes:
         for _ in receive(state, envelope, now_ms):
             pass
-        if (verdict := verdicts.get(envelope.id)) is not None and envelope.id in state.unverified:
+        if envelope.id in believed:
+            believe(state, envelope.id)
+        elif (verdict := verdicts.get(envelope.id)) is not None and envelope.id in state.unverified:
             state.tree.set_verdict(envelope.id, holds=verdict)
             del state.unverified[envelope.id]
+        elif verdict is False:
+            distrust(state, envelope)
     state.adopted = state.tree.head().here
     state.finalised = state.tree.final
     forget_old(state)
@@ -84,6 +116,7 @@ def _handle(state: RoundState, event: Event, now_ms: int) -> Iterator[Action]:  
             if (candidate := state.candidates.get(contribution_id)) is not None:
                 candidate.status = DeltaStatus.UNAVAILABLE
                 candidate.retry_at_ms = now_ms + ASK_AGAIN_MS
+                candidate.num_misses += not is_held(state, candidate.contribution, now_ms)
         case Merged():
             state.merging.pop(event.key, None)
             state.merges[event.key] = event
@@ -100,10 +133,19 @@ def _handle(state: RoundState, event: Event, now_ms: int) -> Iterator[Action]:  
         case TrainingAllowed(allowed=allowed):
             state.trains = allowed
         case Synced():
-            state.listen_until_ms = 0
+            state.listen_until_ms = state.arrival.hold_until_ms = 0
+        case CatchingUp():
+            catching_up(state, now_ms)
+        case SnapshotApplied(checkpoint=checkpoint):
+            yield from snapshot_applied(state, checkpoint)
+        case SnapshotRefused():
+            yield from snapshot_refused(state, event)
+        case SnapshotUnavailable(snapshot_id=snapshot_id):
+            snapshot_unavailable(state, snapshot_id, now_ms)
 
 
 def _duties(state: RoundState, now_ms: int) -> Iterator[Action]:
+    yield from seek_snapshot(state, now_ms)
     yield from check_deltas(state, now_ms)
     yield from verify_checkpoints(state, now_ms)
     yield from adopt_head(state, now_ms)

@@ -13,6 +13,7 @@ from fullrank_protocol.contribution import Contribution
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import Rule
 from fullrank_protocol.scaled import Scaled
+from fullrank_protocol.snapshot import Snapshot
 from fullrank_protocol.vote import Vote
 from fullrank_protocol.wire import objects_pb2 as wire
 
@@ -98,6 +99,34 @@ class Synced:
     """A neighbour has told all it has: our own votes of an earlier life are among what is known now."""
 
 
+@dataclass(frozen=True, slots=True)
+class CatchingUp:
+    """A neighbour is far ahead and tells what it has: do not fetch old deltas before it is known what else there is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotApplied:
+    """The sought snapshot has given weights with the digest of its checkpoint; they are durable here."""
+
+    checkpoint: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRefused:
+    """The sought snapshot is not what its author said."""
+
+    snapshot_id: bytes
+    rule: Rule
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotUnavailable:
+    """The sought snapshot could not be had or applied here for now."""
+
+    snapshot_id: bytes
+
+
 Event = (
     Tick
     | ObjectReceived
@@ -108,6 +137,10 @@ Event = (
     | TrainingEnded
     | TrainingAllowed
     | Synced
+    | CatchingUp
+    | SnapshotApplied
+    | SnapshotRefused
+    | SnapshotUnavailable
 )
 
 # ---- actions -------------------------------------------------------------------------------------
@@ -209,12 +242,17 @@ class SignTakeUp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """A checkpoint was recomputed here: remember the verdict across restarts."""
+    """A checkpoint was recomputed here, or taken by a snapshot: remember the verdict across restarts.
+
+    Attributes:
+        believed: Taken by a snapshot: its ancestors hold with it, and it is final.
+    """
 
     checkpoint: bytes
     holds: bool
     key: MergeKey
     detail: str = ""
+    believed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +286,23 @@ class Alarm:
     theirs: Mark
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchSnapshot:
+    """Fetch a snapshot and apply it to the base; answer with `SnapshotApplied`, `-Refused` or `-Unavailable`.
+
+    Attributes:
+        round: Of its checkpoint.
+        num_deltas: Deltas that need not be fetched then, ...
+        num_bytes: ... and their bytes; infinite where one is not to be had.
+    """
+
+    snapshot: Snapshot
+    round: int
+    model_digest: bytes
+    num_deltas: int
+    num_bytes: float
+
+
 Action = (
     Keep
     | Drop
@@ -264,4 +319,5 @@ Action = (
     | Finalised
     | Train
     | Alarm
+    | FetchSnapshot
 )

@@ -10,6 +10,7 @@ from fullrank_protocol.errors import Rule
 from fullrank_protocol.fork_choice import Tree
 from fullrank_protocol.genesis import Genesis
 from fullrank_protocol.round_io import Merged, MergeKey
+from fullrank_protocol.snapshot import Snapshot
 from fullrank_protocol.vote import Evidence, Vote
 
 MAX_PARKED = 4096
@@ -24,6 +25,9 @@ MAX_CACHED_MERGES = 16
 
 ASK_AGAIN_MS = 3_000
 """Pause before the same object or blob is asked for again: a few round trips of the slowest peers."""
+
+RECENT_SLOTS = 4
+"""Deltas on bases of the newest slots are fetched also while a neighbour tells what there is: no snapshot has them."""
 
 ANY_HEAD = b"head"
 """Parked under this: tried again when the head moves or a record arrives."""
@@ -48,6 +52,7 @@ class Candidate:
 
     Attributes:
         retry_at_ms: When an unavailable blob is asked for again.
+        num_misses: How often it was not to be had.
     """
 
     contribution: Contribution
@@ -56,6 +61,40 @@ class Candidate:
     rule: Rule | None = None
     detail: str = ""
     retry_at_ms: int = 0
+    num_misses: int = 0
+
+
+@dataclass(slots=True)
+class Arrival:
+    """How this node gets from what it has verified to the head: by replay, or by a snapshot (section 12).
+
+    Attributes:
+        prefers_replay: Take a snapshot only where a delta is not to be had.
+        highest_round: Take no snapshot of a later round; None: of any.
+        blobs_here: Blobs on this disk at the start: they need not be fetched.
+        snapshots: The newest hint of each author.
+        distrusted: Authors of snapshots that were not what they said.
+        set_aside: Snapshots that were not to be had, with the time of the next attempt.
+        sought: The snapshot that is being fetched and applied.
+        held: Checkpoints up to the sought one, and their contributions: not fetched nor recomputed meanwhile.
+        hold_until_ms: Until then a neighbour tells what there is, and old deltas wait.
+        hold_again_ms: Not before then do they wait again: a neighbour cannot hold this node up for long.
+        look_at_ms: When the ways are compared again.
+        believed: The newest checkpoint taken by a snapshot.
+    """
+
+    prefers_replay: bool = False
+    highest_round: int | None = None
+    blobs_here: frozenset[bytes] = frozenset()
+    snapshots: dict[bytes, Snapshot] = field(default_factory=dict)
+    distrusted: set[bytes] = field(default_factory=set)
+    set_aside: dict[bytes, int] = field(default_factory=dict)
+    sought: Snapshot | None = None
+    held: frozenset[bytes] = frozenset()
+    hold_until_ms: int = 0
+    hold_again_ms: int = 0
+    look_at_ms: int = 0
+    believed: Mark | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,6 +128,7 @@ class RoundState:
         records: Membership records that no final checkpoint carries yet.
         merges: Recent merge results.
         merging: Merges under way, with the time of the next attempt.
+        arrival: By replay or by a snapshot.
     """
 
     genesis: Genesis
@@ -122,6 +162,7 @@ class RoundState:
     finalised: Mark
     alarmed: bool = False
     took_up_slot: int = -1
+    arrival: Arrival = field(default_factory=Arrival)
 
 
 def new_state(
@@ -139,3 +180,11 @@ def new_state(
         adopted=tree.root.here,
         finalised=tree.root.here,
     )
+
+
+def is_held(state: RoundState, contribution: Contribution, now_ms: int) -> bool:
+    """Whether a delta need not be fetched now: a snapshot may make it, or is about to make it, unnecessary."""
+    arrival = state.arrival
+    if contribution.id in arrival.held:
+        return True
+    return now_ms < arrival.hold_until_ms and contribution.base_slot < state.genesis.slot_at(now_ms) - RECENT_SLOTS

@@ -19,7 +19,7 @@ from fullrank_protocol.round_io import (
     SignRefusal,
     Verified,
 )
-from fullrank_protocol.round_state import ASK_AGAIN_MS, DeltaStatus, RoundState
+from fullrank_protocol.round_state import ASK_AGAIN_MS, DeltaStatus, RoundState, is_held
 
 
 def check_deltas(state: RoundState, now_ms: int) -> Iterator[Action]:
@@ -27,7 +27,7 @@ def check_deltas(state: RoundState, now_ms: int) -> Iterator[Action]:
     for candidate in state.candidates.values():
         if candidate.status is DeltaStatus.UNAVAILABLE and candidate.retry_at_ms <= now_ms:
             candidate.status = DeltaStatus.WAITING
-        if candidate.status is not DeltaStatus.WAITING:
+        if candidate.status is not DeltaStatus.WAITING or is_held(state, candidate.contribution, now_ms):
             continue
         base = state.tree.lookup(candidate.contribution.base_checkpoint)
         if base is not None:
@@ -42,7 +42,7 @@ def verify_checkpoints(state: RoundState, now_ms: int) -> Iterator[Action]:
     while progress:
         progress = False
         for checkpoint in unverified(state):
-            if state.tree.nodes[checkpoint.parent].verdict:
+            if state.tree.nodes[checkpoint.parent].verdict and checkpoint.id not in state.arrival.held:
                 yield from _verify(state, checkpoint, now_ms)
                 progress = progress or checkpoint.id not in state.unverified
 
