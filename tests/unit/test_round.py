@@ -190,8 +190,24 @@ def test_of_one_proposer_and_slot_four_checkpoints_are_looked_at() -> None:
         mine = [tale.contribution("ada", num_tokens=1 + number)]
         assert not some(Drop, machine.receive(tale.checkpoint(tale.genesis, slot=1, accepted=mine)))
     dropped = only(Drop, machine.receive(tale.checkpoint(tale.genesis, slot=1)))
-    assert (dropped.rule, dropped.detail) == (Rule.DUPLICATE, "comes after 4 others of its proposer and slot")
+    assert (dropped.rule, dropped.detail) == (None, "comes after 4 others of its proposer and slot")
     assert not some(Drop, machine.receive(tale.checkpoint(tale.genesis, slot=1, by="bob")))
+
+
+def test_a_fifth_checkpoint_of_one_turn_is_looked_at_when_another_certifier_refers_to_it() -> None:
+    tale = story("ada", "bob")
+    machine = Machine(tale, "zoe")
+    machine.at(2)
+    for number in range(4):
+        mine = [tale.contribution("ada", num_tokens=1 + number)]
+        machine.receive(tale.checkpoint(tale.genesis, slot=1, accepted=mine))
+    fifth = tale.checkpoint(tale.genesis, slot=1)
+    target, _ = tale.tree.add(fifth)
+    machine.receive(tale.vote("ada", target))
+    assert some(Drop, machine.receive(fifth)), "its own proposer's vote is no reason"
+    machine.receive(tale.vote("bob", target))
+    assert not some(Drop, machine.receive(fifth))
+    assert fifth.id in machine.state.tree.nodes
 
 
 def test_a_second_contribution_on_one_base_is_dropped_before_any_checkpoint_decides() -> None:
