@@ -324,13 +324,20 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def wait_until(what: str, condition: Callable[[], T], nodes: Sequence[LiveNode] = (), *, poll_s: float = POLL_S) -> T:
+def wait_until(
+    what: str,
+    condition: Callable[[], T],
+    nodes: Sequence[LiveNode] = (),
+    *,
+    poll_s: float = POLL_S,
+    deadline_s: float = DEADLINE_S,
+) -> T:
     """What `condition` returns as soon as that is true; a node that cannot answer yet makes it false.
 
     Raises:
         AssertionError: It did not become true in time, with the story of the nodes.
     """
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + deadline_s
     trouble = ""
     while True:
         try:
@@ -340,7 +347,7 @@ def wait_until(what: str, condition: Callable[[], T], nodes: Sequence[LiveNode] 
             trouble = f" ({error})"
         if time.monotonic() > deadline:
             story = "\n".join(node.story() for node in nodes)
-            raise AssertionError(f"not within {DEADLINE_S:.0f} s: {what}{trouble}\n{story}")
+            raise AssertionError(f"not within {deadline_s:.0f} s: {what}{trouble}\n{story}")
         time.sleep(poll_s)
 
 
