@@ -18,7 +18,8 @@ from fullrank_node.exchange import Exchange
 from fullrank_node.masters import Masters
 from fullrank_node.merger import Merger, MergeRejectedError
 from fullrank_node.network.interface import BlobUnavailable, Network
-from fullrank_node.node_keys import verdict_key
+from fullrank_node.node_keys import BELIEVED, verdict_key
+from fullrank_node.snapshots import Snapshots
 from fullrank_node.store import Store
 from fullrank_node.training.driver import TrainedDelta, TrainerDriver
 from fullrank_protocol import round_io as io
@@ -30,7 +31,7 @@ from fullrank_protocol.hints import make_announcement
 from fullrank_protocol.identity import SigningKey
 from fullrank_protocol.membership import make_take_up
 from fullrank_protocol.round import step
-from fullrank_protocol.round_state import RoundState
+from fullrank_protocol.round_state import RoundState, is_held
 from fullrank_protocol.vote import make_evidence, make_refusal, make_vote
 from fullrank_protocol.wire import objects_pb2 as wire
 
@@ -54,6 +55,7 @@ _HINT_KINDS: dict[int, str] = {
     wire.ADMISSION: "record",
     wire.TAKE_UP: "record",
     wire.LEAVE: "record",
+    wire.SNAPSHOT: "record",
 }
 
 
@@ -80,12 +82,25 @@ class Runner:
         self.masters = masters
         self.trainer = trainer
         self.clock = clock
-        self.exchange = Exchange(store=store, clock=clock, state=state, feed=self._object_from_peer)
+        self.exchange = Exchange(
+            store=store, clock=clock, state=state, feed=self._object_from_peer, feed_event=self.feed
+        )
         self.chain_log = ChainLog(store=store, state=state, key=key.public_key, clock=clock)
         self.network: Network | None = None
         self.warnings: dict[str, str] = {}
         self.on_adopt: list[Callable[[], None]] = []
         self.on_trained: list[Callable[[], None]] = []
+        self.on_final: list[Callable[[], None]] = []
+        self.snapshots = Snapshots(
+            home=merger.home,
+            key=key,
+            genesis=genesis,
+            state=state,
+            store=store,
+            merger=merger,
+            masters=masters,
+            feed=self.feed,
+        )
         self._events: deque[io.Event] = deque()
         self._draining = False
         self.failure: NodeError | None = None
@@ -97,6 +112,7 @@ class Runner:
         """The network, once it exists."""
         self.network = network
         self.exchange.attach(network)
+        self.snapshots.network = network
 
     async def run(self) -> None:
         """Live until cancelled.
@@ -104,31 +120,38 @@ class Runner:
         Raises:
             NodeError: What must be durable cannot be written; everything written before is whole.
         """
-        assert self.network is not None
-        window_s = self.genesis.timing.slot_window_ms / 1000
         async with asyncio.TaskGroup() as group:
             self._group = group
-            if self.state.own_votes:
-                self.state.listen_until_ms = self.clock.now_ms() + LISTEN_MS
-                group.create_task(self._tell_when_synced())
-                await self.network.broadcast(self.store.own_votes()[-MAX_REPEATED_VOTES:])
-            group.create_task(self.exchange.run(interval_s=min(max(window_s / 5, 0.5), 10.0)))
-            group.create_task(self._look_up_hints(interval_s=min(max(window_s / 2, 2.0), 30.0)))
-            while self.failure is None:
-                self.feed(io.Tick())
-                await asyncio.sleep(TICK_S)
-            raise self.failure
+            try:
+                await self._live(group)
+            finally:
+                self._group = None  # What the work under way still tells is not acted on any more.
+
+    async def _live(self, group: asyncio.TaskGroup) -> None:
+        assert self.network is not None
+        window_s = self.genesis.timing.slot_window_ms / 1000
+        if self.state.own_votes:
+            self.state.listen_until_ms = self.clock.now_ms() + LISTEN_MS
+            group.create_task(self._tell_when_synced())
+            await self.network.broadcast(self.store.own_votes()[-MAX_REPEATED_VOTES:])
+        group.create_task(self.exchange.run(interval_s=min(max(window_s / 5, 0.5), 10.0)))
+        group.create_task(self._look_up_hints(interval_s=min(max(window_s / 2, 2.0), 30.0)))
+        while self.failure is None:
+            self.feed(io.Tick())
+            await asyncio.sleep(TICK_S)
+        raise self.failure
 
     # ---- events in -------------------------------------------------------------------------------
 
     def feed(self, event: io.Event) -> None:
         """Hand an event to the machine and carry out what it asks; actions may cause further events.
 
+        Before `run` has begun, events wait for it.
         Where an action fails, the machine believes in something that is not so: nothing is fed to it any more,
         and `run` ends with the error, whoever called.
         """
         self._events.append(event)
-        if self._draining or self.failure is not None:
+        if self._draining or self._group is None or self.failure is not None:
             return
         self._draining = True
         try:
@@ -197,6 +220,8 @@ class Runner:
                 self._finalise(final.checkpoint)
             case io.Train():
                 self._start_training(action)
+            case io.FetchSnapshot():
+                self._spawn(self.snapshots.fetch(action))
             case io.Alarm(ours=ours, theirs=theirs):
                 text = (
                     f"two conflicting final checkpoints exist: {ours.checkpoint.hex()[:12]} (kept) "
@@ -229,7 +254,9 @@ class Runner:
             )
             self._spawn(self.network.publish("checkpoint", action.slot, announcement))
         elif (kind := _HINT_KINDS.get(envelope.type)) is not None:
-            self._spawn(self.network.publish(kind, action.slot, envelope))
+            is_old = envelope.type == wire.SNAPSHOT  # Its checkpoint is some slots back, and nobody looks there.
+            slot = self.genesis.slot_at(self.clock.now_ms()) if is_old else action.slot
+            self._spawn(self.network.publish(kind, slot, envelope))
 
     def _drop(self, action: io.Drop) -> None:
         envelope = action.envelope
@@ -259,6 +286,9 @@ class Runner:
     def _note_verdict(self, action: io.Verified) -> None:
         node = self.state.tree.nodes[action.checkpoint]
         assert node.checkpoint is not None
+        if action.believed:
+            self.store.set_meta(verdict_key(action.checkpoint), BELIEVED)
+            return
         if action.holds:
             manifest = self._manifest_after(node.checkpoint, action.key)
             if manifest is not None:
@@ -285,6 +315,8 @@ class Runner:
         self.store.set_final(checkpoint)
         log.info("Round %d, slot %d: %s is final.", state.round, state.slot, checkpoint.hex()[:12])
         self.masters.collect(self.state)
+        for callback in self.on_final:
+            callback()
 
     def _start_training(self, action: io.Train) -> None:
         if self.trainer is None:
@@ -308,9 +340,12 @@ class Runner:
         contribution = action.contribution
         unavailable = io.DeltaUnavailable(contribution_id=contribution.id)
         async with self._fetches:
+            if is_held(self.state, contribution, self.clock.now_ms()):
+                self.feed(unavailable)
+                return
             try:
                 if not self.store.blobs.has(contribution.blob.id):
-                    providers = [contribution.member, *self._proposers_with(contribution.id)]
+                    providers = [contribution.member, *self._proposers_with(contribution.id), *self.exchange.archives]
                     await self.network.fetch_blob(contribution.blob, providers=providers, blobs=self.store.blobs)
                 rule, detail = await self.merger.check(contribution, base_round=action.base_round)
             except BlobUnavailable as error:
