@@ -138,6 +138,11 @@ def test_damage_is_found_by_hashing(masters: MasterStore, manifest: dict[str, st
     masters.path(manifest[UP.name]).write_bytes(data)
     assert not masters.verify(manifest[UP.name])
     assert not masters.verify("00" * 32)
+    with pytest.raises(NodeError, match=r"up\.weight.* does not hash to its name"):
+        masters.read(manifest[UP.name], (4, 3), name=UP.name)
+    with pytest.raises(NodeError, match=r"up\.weight.* does not hash to its name"):
+        masters.apply(manifest, [add_64_to_the_corner()], tile_elements=3)
+    assert len(names(masters)) == 2
 
 
 def test_writing_again_mends_a_damaged_file(masters: MasterStore, manifest: dict[str, str]) -> None:

@@ -265,16 +265,28 @@ def test_the_trailing_norms_cap_the_update(setting: Setting) -> None:
     assert Scaled(mantissa=capped[0], exponent=capped[1]).value() == pytest.approx(1.5 * small.value(), rel=0.01)
 
 
-def test_a_damaged_master_is_named_when_asked_to_verify(setting: Setting) -> None:
+def test_a_damaged_master_is_this_disks_fault_and_no_other_model(setting: Setting) -> None:
     path = setting.masters.path(setting.manifest["b"])
     data = bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)
-    with pytest.raises(NodeError, match="corrupt master: the weights of b"):
-        setting.recompute(verify=True)
-    path.unlink()
-    with pytest.raises(NodeError, match="the weights of b are not usable"):
+    with pytest.raises(NodeError, match="the weights of b are not usable: .* damaged, it does not hash to its name"):
+        setting.recompute()
+    path.write_bytes(data[:-4])
+    with pytest.raises(NodeError, match="the weights of b are not usable: .* bytes, required"):
         setting.recompute([])
+    path.unlink()
+    with pytest.raises(NodeError, match="the weights of b are not usable: .* is missing"):
+        setting.recompute([])
+
+
+def test_a_master_damaged_to_infinity_makes_no_update_invalid(setting: Setting) -> None:
+    path = setting.masters.path(setting.manifest["b"])
+    data = np.fromfile(path, dtype="<f4")
+    data[:] = np.inf
+    data.tofile(path)
+    with pytest.raises(NodeError, match="does not hash to its name"):
+        setting.recompute()
 
 
 def test_a_sum_that_is_not_finite_is_refused_on_every_machine(setting: Setting) -> None:
@@ -333,3 +345,49 @@ async def test_the_process_never_loads_torch(setting: Setting, worker: ChildProc
 def test_the_modules_of_the_worker_import_no_torch() -> None:
     code = "import sys, fullrank_node.worker, fullrank_node.recompute; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
+
+
+# ---- snapshots -------------------------------------------------------------------------------------
+
+
+def snapshot_of(setting: Setting, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """The file of a snapshot after one merge, and what that merge gave."""
+    merged = setting.recompute()
+    path = tmp_path / "snapshot"
+    request = setting.request(base_manifest=setting.manifest, manifest=merged["manifest"], out_path=str(path))
+    assert Recompute().make_snapshot(request, ignore) == {"num_bytes": path.stat().st_size}
+    return path, merged
+
+
+def apply_snapshot(setting: Setting, path: Path, digest: str) -> dict[str, Any]:
+    request = setting.request(base_manifest=setting.manifest, blob_path=str(path), digest=digest)
+    return Recompute().apply_snapshot(request, ignore)
+
+
+def test_a_snapshot_gives_the_very_masters_that_merging_gives(setting: Setting, tmp_path: Path) -> None:
+    path, merged = snapshot_of(setting, tmp_path)
+    setting.masters.collect(set(setting.manifest.values()))
+    assert apply_snapshot(setting, path, merged["digest"]) == {"manifest": merged["manifest"]}
+    assert all(setting.masters.verify(sha256) for sha256 in merged["manifest"].values())
+
+
+def test_a_snapshot_of_another_model_is_refused_and_leaves_nothing(setting: Setting, tmp_path: Path) -> None:
+    path, merged = snapshot_of(setting, tmp_path)
+    setting.masters.collect(set(setting.manifest.values()))
+    with pytest.raises(RejectError, match="gives a model with digest") as caught:
+        apply_snapshot(setting, path, "00" * 32)
+    assert caught.value.rule is Rule.DIGEST
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RejectError) as caught:
+        apply_snapshot(setting, path, merged["digest"])
+    assert caught.value.rule is Rule.CODEC
+    assert {file.stem for file in setting.masters.directory.iterdir()} == set(setting.manifest.values())
+
+
+def test_nobody_is_blamed_for_a_base_that_this_disk_has_spoilt(setting: Setting, tmp_path: Path) -> None:
+    path, merged = snapshot_of(setting, tmp_path)
+    spoilt = setting.masters.path(next(iter(setting.manifest.values())))
+    spoilt.chmod(0o600)
+    spoilt.write_bytes(bytes([spoilt.read_bytes()[0] ^ 1]) + spoilt.read_bytes()[1:])
+    with pytest.raises(NodeError, match="corrupt master"):
+        apply_snapshot(setting, path, merged["digest"])

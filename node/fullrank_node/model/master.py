@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.files import fsync_directory, remove_temporary_files, replace_with, temporary_file
+from fullrank_protocol.errors import RejectError
 from fullrank_protocol.parts import ModuleShape
 from fullrank_protocol.state import ModulePlan, apply_tile, model_digest
 
@@ -61,6 +62,19 @@ class MasterStore:
         fsync_directory(self.directory)
         return sha256
 
+    def write_tiles(self, tiles: Iterable[Float32Array]) -> str:
+        """Keeps a tensor that is given piece by piece, in row-major order; durable when this returns.
+
+        Returns:
+            Its SHA-256 in hex.
+
+        Raises:
+            NodeError: The disk is full.
+        """
+        sha256 = self._write_tiles(tiles)
+        fsync_directory(self.directory)
+        return sha256
+
     def open(self, sha256: str, shape: tuple[int, ...], *, name: str = "tensor") -> Float32Array:
         """Maps a tensor read-only.
 
@@ -79,6 +93,17 @@ class MasterStore:
             return np.zeros(shape, dtype="<f4")
         return np.memmap(path, dtype="<f4", mode="r", shape=shape)
 
+    def read(self, sha256: str, shape: tuple[int, ...], *, name: str = "tensor") -> Float32Array:
+        """A tensor in memory, hashed on the way: what is trained on or handed out is what was certified.
+
+        Raises:
+            NodeError: The file is missing, has another size or does not hash to its name.
+        """
+        tensor = np.array(self.open(sha256, shape, name=name))
+        if hashlib.sha256(tensor.data.cast("B")).hexdigest() != sha256:
+            raise _spoilt(name, self.path(sha256))
+        return tensor
+
     def verify(self, sha256: str) -> bool:
         """Whether the file is here and hashes to its name. Reads all of it."""
         try:
@@ -96,7 +121,8 @@ class MasterStore:
     ) -> dict[str, str]:
         """Writes the tensors that an update changes; all durable when this returns.
 
-        The result does not depend on `threads` or `tile_elements`. Each thread holds one plan and one tile.
+        The result does not depend on `threads` or `tile_elements`. Each thread holds one plan and one tile. What is
+        read is hashed: a damaged file must not become a digest by which this node would refuse what is right.
 
         Args:
             manifest: The state that the update applies to.
@@ -109,7 +135,7 @@ class MasterStore:
 
         Raises:
             RejectError: NON_FINITE, whatever the machine.
-            NodeError: A master file is missing, or the disk is full.
+            NodeError: A master file is missing or damaged, or the disk is full.
         """
         result = dict(manifest)
 
@@ -123,6 +149,10 @@ class MasterStore:
             result[name] = sha256
         fsync_directory(self.directory)
         return result
+
+    def discard(self, sha256: str) -> None:
+        """Deletes one file, if it is there."""
+        self.path(sha256).unlink(missing_ok=True)
 
     def collect(self, keep: Iterable[str]) -> int:
         """Deletes the files of all tensors but those of `keep` (SHA-256, hex); returns the bytes freed.
@@ -146,9 +176,19 @@ class MasterStore:
     ) -> Iterator[Float32Array]:
         old = self.open(sha256, (module.out_features, module.in_features), name=module.name)
         num_rows = max(1, tile_elements // module.in_features)
+        digest = hashlib.sha256()
         for start in range(0, module.out_features, num_rows):
             rows = slice(start, min(start + num_rows, module.out_features))
-            yield apply_tile(old[rows], plan, rows)
+            tile = np.array(old[rows])  # Hashed and used are the same bytes, whatever the disk says the second time.
+            digest.update(tile.data.cast("B"))
+            try:
+                yield apply_tile(tile, plan, rows)
+            except RejectError as error:
+                if not self.verify(sha256):  # The fault of this disk, not of those who made the update.
+                    raise _spoilt(module.name, self.path(sha256)) from error
+                raise
+        if digest.hexdigest() != sha256:
+            raise _spoilt(module.name, self.path(sha256))
 
     def _write_tiles(self, tiles: Iterable[Float32Array]) -> str:
         """Writes tiles one after the other into a file named by the hash of all; the directory is not synced yet."""
@@ -192,9 +232,13 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _spoilt(name: str, path: Path) -> NodeError:
+    return _lost(name, f"the master file {path} is damaged, it does not hash to its name")
+
+
 def _lost(name: str, found: str) -> NodeError:
     return NodeError(
         f"the weights of {name} are not usable: {found}",
-        hint="Stop the node and start it again: it makes the weights anew from the base and the log.",
+        hint="A running node makes them anew by itself, from the base and the log.",
         exit_code=ExitCode.DISK,
     )

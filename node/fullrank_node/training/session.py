@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.model.base_load import load_base, load_tokenizer
 from fullrank_node.model.master import MasterStore
@@ -35,7 +33,7 @@ class ModelSession:
         `manifest` holds the SHA-256 (hex) of every adapted tensor by name.
 
         Raises:
-            NodeError: When the base cannot be loaded, lacks a tensor of the manifest, or a master is missing.
+            NodeError: When the base cannot be loaded, lacks a tensor of the manifest, or a master is not whole.
         """
         import torch
 
@@ -55,7 +53,7 @@ class ModelSession:
                 if name not in parameters:
                     raise NodeError(f"the base in {base_dir} has no tensor {name}", exit_code=ExitCode.CONFIG)
                 parameter = parameters[name]
-                master = np.array(masters.open(sha256, tuple(parameter.shape)), dtype=np.float32)
+                master = masters.read(sha256, tuple(parameter.shape), name=name)
                 self._loaded.pop(name, None)
                 parameter.copy_(torch.from_numpy(master))
                 self._loaded[name] = sha256
