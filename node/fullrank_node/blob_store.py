@@ -61,6 +61,28 @@ class BlobStore:
         names = (path.name for path in self.directory.iterdir())
         return sorted(bytes.fromhex(name) for name in names if len(name) == 2 * _HASH_BYTES)
 
+    def sizes(self) -> dict[bytes, int]:
+        """Bytes of every whole blob, by id."""
+        found = {}
+        for blob_id in self.ids():
+            with contextlib.suppress(FileNotFoundError):
+                found[blob_id] = self.path(blob_id).stat().st_size
+        return found
+
+    def age_s(self, blob_id: bytes, *, now_ms: int) -> float:
+        """Seconds since the blob came; 0 when it is not here."""
+        try:
+            return now_ms / 1000 - self.path(blob_id).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def partial_bytes(self, blob_id: bytes) -> int:
+        """Bytes of a download under way; 0 when there is none."""
+        try:
+            return self._partial(blob_id).stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def total_bytes(self) -> int:
         """Bytes taken by blobs and by downloads under way."""
         total = 0

@@ -71,6 +71,9 @@ class LimitsSection(_Section):
     """What this node may use of the machine."""
 
     cpu_threads: int | None = Field(default=None, ge=1, le=1024, description="processor threads; none: a fair share")
+    disk_gb: float | None = Field(
+        default=None, gt=0.0, description="gigabytes for deltas and snapshots; none: 50, for an archive no limit"
+    )
     nice: int = Field(default=10, ge=0, le=19, description="politeness of training and merging; 19 is the most")
 
 
@@ -94,6 +97,7 @@ class Config(_Section):
 
     certify: bool = Field(default=True, description="check and vote where the swarm grants the role")
     archive: bool = Field(default=False, description="keep every delta for ever, for those who join late")
+    snapshots: bool = Field(default=False, description="make snapshots for those who join late; an archive does")
     node: NodeSection = NodeSection()
     data: DataSection = DataSection()
     base: BaseSection = BaseSection()

@@ -14,6 +14,7 @@ from fullrank_node.blob_store import BlobStore
 from fullrank_node.clock import Clock
 from fullrank_node.network.interface import Network, NetworkError
 from fullrank_node.store import Store
+from fullrank_protocol import round_io
 from fullrank_protocol.envelope import Envelope, open_envelope
 from fullrank_protocol.errors import ProtocolError
 from fullrank_protocol.hints import open_announcement
@@ -47,15 +48,19 @@ class Exchange:
         clock: Clock,
         state: "RoundState",
         feed: Callable[[Envelope, bytes | None], None],
+        feed_event: Callable[[round_io.Event], None],
     ) -> None:
         self._store = store
         self._clock = clock
         self._state = state
         self._feed = feed
+        self._feed_event = feed_event
         self._network: Network | None = None
         self._dialling: set[asyncio.Task[None]] = set()
         self.head_slots: dict[bytes, int] = {}
         self.final_slots: dict[bytes, int] = {}
+        self.archives: dict[bytes, None] = {}
+        self.is_archive = False
         self.synced = asyncio.Event()
 
     def attach(self, network: Network) -> None:
@@ -126,6 +131,7 @@ class Exchange:
             head_slot=head.slot,
             final=tree.final.checkpoint,
             final_slot=tree.final.slot,
+            archive=self.is_archive,
             addresses=self._network.addresses()[:8] if self._network is not None else [],
         )
         if with_ids:
@@ -137,6 +143,10 @@ class Exchange:
         """Remember how far a neighbour is, and dial where it says it can be reached."""
         self.head_slots[peer] = inventory.head_slot
         self.final_slots[peer] = inventory.final_slot
+        if inventory.archive:
+            self.archives[peer] = None
+        else:
+            self.archives.pop(peer, None)
         for address in inventory.addresses[:8]:
             self._dial(address)
 
@@ -215,7 +225,9 @@ class Exchange:
         reply = await self._network.request(peer, request, timeout_s=REQUEST_TIMEOUT_S)
         theirs = reply.inventory
         self._note_neighbour(peer, theirs)
-        if theirs.head not in tree.nodes and theirs.head_slot > tree.head().slot + 1:
+        is_behind = theirs.head not in tree.nodes and theirs.head_slot > tree.head().slot + 1
+        if is_behind:
+            self._feed_event(round_io.CatchingUp())
             await self._fetch_chain(peer)
         missing = [object_id for object_id in theirs.object_ids if object_id not in self._state.known]
         while missing:
@@ -228,6 +240,8 @@ class Exchange:
             if reply.objects.more and taken:
                 missing = [i for i in batch if i not in self._state.known][: 500 - taken] + missing
         self.synced.set()
+        if is_behind:
+            self._feed_event(round_io.Synced())
 
     async def _fetch_chain(self, peer: bytes) -> None:
         assert self._network is not None

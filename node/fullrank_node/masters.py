@@ -4,7 +4,9 @@ Kept are those of the genesis, of the final checkpoint and of everything above i
 other checkpoint are replayed from the nearest ancestor that still has them: the deltas are in the store.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Protocol
 
 from fullrank_node.errors import NodeError
@@ -34,6 +36,16 @@ class Masters:
         self._store = store
         self._merger = merger
         self._files = files
+        self._kept: set[bytes] = set()
+
+    @contextlib.contextmanager
+    def kept(self, checkpoint: bytes) -> Iterator[None]:
+        """Keep a checkpoint's masters while they are read by another process."""
+        self._kept.add(checkpoint)
+        try:
+            yield
+        finally:
+            self._kept.discard(checkpoint)
 
     async def ensure(self, checkpoint: bytes, state: RoundState) -> dict[str, str]:
         """The manifest of a verified checkpoint, replayed if need be.
@@ -62,7 +74,7 @@ class Masters:
     def collect(self, state: RoundState) -> None:
         """Delete masters that neither the genesis, the final checkpoint nor anything above it needs."""
         tree = state.tree
-        keep = {tree.root.id, tree.final.checkpoint, tree.head().id}
+        keep = {tree.root.id, tree.final.checkpoint, tree.head().id, *self._kept}
         stack = [tree.final.checkpoint]
         while stack:
             node = tree.nodes[stack.pop()]
@@ -70,6 +82,8 @@ class Masters:
             stack.extend(node.children)
         if state.training is not None:
             keep.add(state.training.checkpoint)
+        if state.arrival.sought is not None:  # Its masters are being written, and no manifest names them yet.
+            return
         if state.proposal is not None or any(retry == 0 for retry in state.merging.values()):
             return
         self._store.forget_manifests(keep=keep)

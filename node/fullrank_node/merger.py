@@ -5,10 +5,11 @@ is not kept any more is made again from the nearest ancestor that has one.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from fullrank_node.child import ChildDiedError, ChildFailedError, ChildProcess
+from fullrank_node.child import ChildDiedError, ChildFailedError, ChildProcess, OnProgress
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.home import Home
 from fullrank_node.store import Store
@@ -46,7 +47,7 @@ class Merger:
     def __init__(
         self, *, home: Home, store: Store, genesis: Genesis, worker: ChildProcess, threads: int | None
     ) -> None:
-        self._home = home
+        self.home = home
         self._store = store
         self._genesis = genesis
         self.worker = worker
@@ -67,7 +68,7 @@ class Merger:
         reply = await self._call(
             "check_delta",
             {
-                "genesis_path": str(self._home.genesis_file),
+                "genesis_path": str(self.home.genesis_file),
                 "blob_path": str(self._store.blobs.path(contribution.blob.id)),
                 "codec": contribution.codec,
                 "member": contribution.member.hex(),
@@ -90,8 +91,8 @@ class Merger:
             reply = await self._call(
                 "recompute",
                 {
-                    "genesis_path": str(self._home.genesis_file),
-                    "masters_dir": str(self._home.masters_dir),
+                    "genesis_path": str(self.home.genesis_file),
+                    "masters_dir": str(self.home.masters_dir),
                     "parent_manifest": dict(parent_manifest),
                     "entries": [self._entry(entry) for entry in request.entries],
                     "trailing_norms": [[norm.mantissa, norm.exponent] for norm in request.trailing_norms],
@@ -119,8 +120,8 @@ class Merger:
         reply = await self._call(
             "measure_rank",
             {
-                "genesis_path": str(self._home.genesis_file),
-                "masters_dir": str(self._home.masters_dir),
+                "genesis_path": str(self.home.genesis_file),
+                "masters_dir": str(self.home.masters_dir),
                 "before": dict(before),
                 "after": dict(after),
                 "num_rounds": num_rounds,
@@ -129,6 +130,33 @@ class Merger:
             timeout_s=MERGE_TIMEOUT_S,
         )
         return float(reply["effective"])
+
+    async def apply_snapshot(self, path: Path, *, digest: bytes, on_module: Callable[[int], None]) -> dict[str, str]:
+        """The masters that a snapshot makes of the base, whole on disk when this returns: their manifest.
+
+        Args:
+            path: The blob.
+            digest: What the masters must give.
+            on_module: Told how many modules are done.
+
+        Raises:
+            MergeRejectedError: It is no snapshot, or one of another model.
+            NodeError: This node cannot tell (masters are missing, the disk is full, the worker died).
+        """
+        async with self._one_merge:
+            reply = await self._call(
+                "apply_snapshot",
+                {
+                    "genesis_path": str(self.home.genesis_file),
+                    "masters_dir": str(self.home.masters_dir),
+                    "base_manifest": self._store.manifest(self._genesis.swarm) or {},
+                    "blob_path": str(path),
+                    "digest": digest.hex(),
+                },
+                timeout_s=MERGE_TIMEOUT_S,
+                on_progress=lambda progress: on_module(int(progress["step"])),
+            )
+        return dict(reply["manifest"])
 
     def manifest_of(self, key: MergeKey) -> dict[str, str] | None:
         """Master files of a merge made since the start."""
@@ -139,9 +167,11 @@ class Merger:
         self._manifests = {key: self._manifests[key] for key in keep if key in self._manifests}
         return {sha256 for manifest in self._manifests.values() for sha256 in manifest.values()}
 
-    async def _call(self, method: str, params: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+    async def _call(
+        self, method: str, params: dict[str, Any], *, timeout_s: float, on_progress: OnProgress | None = None
+    ) -> dict[str, Any]:
         try:
-            return await self.worker.call(method, params, timeout_s=timeout_s)
+            return await self.worker.call(method, params, timeout_s=timeout_s, on_progress=on_progress)
         except RejectError as error:
             raise MergeRejectedError(error.rule, error.detail) from error
         except (ChildDiedError, ChildFailedError, TimeoutError) as error:

@@ -19,6 +19,7 @@ from fullrank_node.config import Config
 from fullrank_node.errors import ExitCode, NodeError, node_error_in
 from fullrank_node.home import SOCKET_NAME, Home, RunInfo
 from fullrank_node.identity_file import libp2p_path, load_identity
+from fullrank_node.keeping import Keeper
 from fullrank_node.masters import Masters
 from fullrank_node.merger import Merger
 from fullrank_node.model.master import MasterStore
@@ -162,9 +163,12 @@ class Node:
         self.inbound.open(runner)
         runner.on_adopt.append(self._publish_admission)
         runner.on_trained.append(self._measure.set)
+        runner.exchange.is_archive = self.config.archive
+        keeper = Keeper(runner=runner, config=self.config)
         self.phase = "running"
         async with asyncio.TaskGroup() as group:
             group.create_task(runner.run())
+            group.create_task(keeper.run())
             group.create_task(self._start_training(base.base_dir))
             group.create_task(self._measure_rounds(base))
             self._publish_admission()

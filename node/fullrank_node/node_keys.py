@@ -16,6 +16,10 @@ BASE_LOSS_KEY = "base_loss"
 """Held-out loss of the base, as text."""
 
 
+BELIEVED = b"\x02"
+"""Verdict on a checkpoint that was not recomputed here: a snapshot gave its digest, and its votes make it final."""
+
+
 def verdict_key(checkpoint: bytes) -> str:
-    """Whether a checkpoint held when it was recomputed here."""
+    """Whether a checkpoint held when it was recomputed here (1, 0 or BELIEVED), or a snapshot when it was applied."""
     return f"verdict:{checkpoint.hex()}"

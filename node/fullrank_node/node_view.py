@@ -72,6 +72,7 @@ class DaemonView:
                 head_slot=runner.exchange.head_slots.get(info.key, 0) if runner is not None else 0,
                 member=members.is_member(info.key) if members is not None else False,
                 certifier=info.key in members.certifiers if members is not None else False,
+                archive=runner is not None and info.key in runner.exchange.archives,
             )
         return reply
 

@@ -17,6 +17,7 @@ from typing import Any
 from fullrank_node.child_side import Handler, Params, Progress
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.model.master import TILE_ELEMENTS, MasterStore, manifest_digest
+from fullrank_node.model.snapshot import apply_snapshot, write_snapshot
 from fullrank_protocol.blob import blob_ref
 from fullrank_protocol.codec import decode
 from fullrank_protocol.delta import Delta, SeedContext, expand
@@ -43,7 +44,13 @@ class Recompute:
 
     def handlers(self) -> dict[str, Handler]:
         """Method names of the child's protocol."""
-        return {"check_delta": self.check_delta, "recompute": self.recompute, "measure_rank": self.measure_rank}
+        return {
+            "check_delta": self.check_delta,
+            "recompute": self.recompute,
+            "measure_rank": self.measure_rank,
+            "make_snapshot": self.make_snapshot,
+            "apply_snapshot": self.apply_snapshot,
+        }
 
     def check_delta(self, params: Params, _progress: Progress) -> dict[str, Any]:
         """Decodes one delta against the genesis.
@@ -66,11 +73,11 @@ class Recompute:
         """Weighs contributions and applies them to the parent's masters; the new masters are durable on return.
 
         {genesis_path, masters_dir, parent_manifest, entries: [{contribution_id, member, num_tokens, staleness,
-        stranger, blob_path, codec, period}], trailing_norms, threads?, tile_elements?, verify?}
+        stranger, blob_path, codec, period}], trailing_norms, threads?, tile_elements?}
         -> {contribution_ids, weights, update_norm, manifest, digest, refused: [{contribution_id, rule, detail}]}
 
         An entry that is refused is left out of the merge; `weights` go with `contribution_ids`, both in the order
-        of the entries. With `verify` every master is hashed before it is used.
+        of the entries. Every master that is changed is hashed as it is read.
 
         Raises:
             RejectError: NON_FINITE: these contributions make no model, on any machine.
@@ -79,7 +86,7 @@ class Recompute:
         genesis = self._read_genesis(params["genesis_path"])
         masters = MasterStore(Path(params["masters_dir"]))
         manifest: dict[str, str] = dict(params["parent_manifest"])
-        _check_masters(masters, manifest, genesis, verify=bool(params.get("verify")))
+        _check_masters(masters, manifest, genesis)
 
         accepted: list[Mapping[str, Any]] = []
         deltas: list[Delta] = []
@@ -136,6 +143,48 @@ class Recompute:
             num_rounds=int(params.get("num_rounds") or 1),
             max_modules=params.get("max_modules"),
         ).to_json()
+
+    def make_snapshot(self, params: Params, progress: Progress) -> dict[str, Any]:
+        """Writes a model as what has changed in the bits of the base.
+
+        {genesis_path, masters_dir, base_manifest, manifest, out_path} -> {num_bytes}
+
+        Raises:
+            NodeError: A master is missing, or the disk is full.
+        """
+        genesis = self._read_genesis(params["genesis_path"])
+        num_bytes = write_snapshot(
+            genesis.modules,
+            MasterStore(Path(params["masters_dir"])),
+            base=params["base_manifest"],
+            manifest=params["manifest"],
+            path=Path(params["out_path"]),
+            on_module=lambda done: progress(stage="module", step=done, of=len(genesis.modules)),
+        )
+        return {"num_bytes": num_bytes}
+
+    def apply_snapshot(self, params: Params, progress: Progress) -> dict[str, Any]:
+        """Writes the masters that a snapshot makes of the base, if they have the digest required.
+
+        {genesis_path, masters_dir, base_manifest, blob_path, digest} -> {manifest}
+
+        Raises:
+            RejectError: CODEC or DIGEST: it is not what its author said.
+            NodeError: Blob or master is missing, or the disk is full.
+        """
+        genesis = self._read_genesis(params["genesis_path"])
+        try:
+            manifest = apply_snapshot(
+                genesis.modules,
+                MasterStore(Path(params["masters_dir"])),
+                base=params["base_manifest"],
+                path=Path(params["blob_path"]),
+                digest=bytes.fromhex(params["digest"]),
+                on_module=lambda done: progress(stage="module", step=done, of=len(genesis.modules)),
+            )
+        except FileNotFoundError as error:
+            raise NodeError(f"the snapshot cannot be read: {error}", exit_code=ExitCode.RETRY) from error
+        return {"manifest": manifest}
 
     def _read_genesis(self, path: str) -> Genesis:
         try:
@@ -209,19 +258,12 @@ def _read_blob(path: Path, max_bytes: int) -> bytes:
     return data
 
 
-def _check_masters(masters: MasterStore, manifest: Mapping[str, str], genesis: Genesis, *, verify: bool) -> None:
+def _check_masters(masters: MasterStore, manifest: Mapping[str, str], genesis: Genesis) -> None:
     names = [module.name for module in genesis.modules]
     if sorted(manifest) != names:
         raise ValueError(f"found a manifest of {len(manifest)} tensors, required the {len(names)} of the genesis")
     for module in genesis.modules:
-        sha256 = manifest[module.name]
-        masters.open(sha256, (module.out_features, module.in_features), name=module.name)
-        if verify and not masters.verify(sha256):
-            raise NodeError(
-                f"corrupt master: the weights of {module.name} do not hash to {sha256[:12]}",
-                hint="Stop the node and start it again: it makes the weights anew from the base and the log.",
-                exit_code=ExitCode.DISK,
-            )
+        masters.open(manifest[module.name], (module.out_features, module.in_features), name=module.name)
 
 
 def _entry(entry: Mapping[str, Any]) -> Entry:

@@ -1,6 +1,6 @@
 """The round machine's state as the store remembers it."""
 
-from fullrank_node.node_keys import verdict_key
+from fullrank_node.node_keys import BELIEVED, verdict_key
 from fullrank_node.store import Store
 from fullrank_protocol.envelope import Envelope, open_envelope
 from fullrank_protocol.genesis import Genesis
@@ -32,12 +32,16 @@ def restored_state(
     """
     state = new_state(genesis, key=key, base_digest=base_digest, wants_certify=wants_certify, trains=False)
     verdicts: dict[bytes, bool] = {}
+    believed: set[bytes] = set()
     envelopes: list[Envelope] = []
     for data in [*store.objects(), *store.own_votes()]:
         envelope = open_envelope(data, swarm=genesis.swarm)
         envelopes.append(envelope)
-        if trust_verdicts and envelope.type == wire.CHECKPOINT:
+        if trust_verdicts and envelope.type in (wire.CHECKPOINT, wire.SNAPSHOT):
             verdict = store.get_meta(verdict_key(envelope.id))
-            if verdict is not None:
+            if verdict == BELIEVED:
+                believed.add(envelope.id)
+            elif verdict is not None:
                 verdicts[envelope.id] = verdict == b"\x01"
-    return restore(state, iter(envelopes), verdicts, now_ms)
+    state.arrival.blobs_here = frozenset(store.blobs.ids())
+    return restore(state, iter(envelopes), verdicts, now_ms, believed=frozenset(believed))

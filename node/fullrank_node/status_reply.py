@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from fullrank_node.api import control_pb2 as wire
+from fullrank_node.keeping import disk_limit_bytes
 from fullrank_node.node_keys import BASE_LOSS_KEY
 from fullrank_node.people import name_of_member
 from fullrank_protocol.chain import ChainState
@@ -47,6 +48,8 @@ def status_reply(node: "Node") -> wire.StatusReply:
         reachability="outbound only" if node.config.network.no_listen else "listening",
         addresses=node.network.addresses(),
         disk_used_bytes=node.store.blobs.total_bytes(),
+        disk_limit_bytes=disk_limit_bytes(node.config) or 0,
+        archive=node.config.archive,
         disk_free_bytes=shutil.disk_usage(node.home.path).free,
         uptime_ms=now_ms - node.started_at_ms,
         training=_training(node, now_ms),
@@ -175,13 +178,18 @@ def _state(node: "Node", reply: wire.StatusReply) -> tuple["wire.NodeState", str
         (wants_data and not node.trainer.data_summary, wire.NODE_STARTING, "preparing the data"),
         (node.pause_reason is not None, wire.NODE_PAUSED, node.pause_reason or ""),
         (runner.is_training, wire.NODE_TRAINING, ""),
-        (
-            bool(runner.state.unverified),
-            wire.NODE_SYNCING,
-            f"{len(runner.state.unverified)} checkpoints to recompute",
-        ),
+        (bool(runner.state.unverified), wire.NODE_SYNCING, _syncing(runner)),
         (not reply.member, wire.NODE_WAITING, runner.warnings.get("admission", "to be admitted")),
         (bool(total) and reply.round >= total, wire.NODE_WAITING, f"all {total} rounds are done"),
     ]
     found = next((line for line in states if line[0]), (True, wire.NODE_WAITING, "for the next round"))
     return found[1], found[2]
+
+
+def _syncing(runner: "Runner") -> str:
+    sought = runner.state.arrival.sought
+    if sought is None:
+        return f"{len(runner.state.unverified)} checkpoints to recompute"
+    num_bytes, _ = runner.snapshots.progress()
+    done = sought.blob.num_bytes if runner.store.blobs.has(sought.blob.id) else num_bytes
+    return f"arriving by a snapshot of slot {sought.slot}: {100 * done // sought.blob.num_bytes} % of it is here"

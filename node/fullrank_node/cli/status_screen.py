@@ -151,9 +151,11 @@ def _votes(status: wire.StatusReply) -> str:
 def _disk(status: wire.StatusReply) -> str:
     if not status.disk_used_bytes:
         return ""
+    limit = f" of {bytes_text(status.disk_limit_bytes)}" if status.disk_limit_bytes else ""
+    limit += " (archive)" if status.archive else ""
     free = f", {bytes_text(status.disk_free_bytes)} free" if status.disk_free_bytes else ""
     up = f"running for {duration_text(status.uptime_ms)}" if status.uptime_ms else ""
-    return _joined([f"{bytes_text(status.disk_used_bytes)} used{free}", up])
+    return _joined([f"{bytes_text(status.disk_used_bytes)} used{limit}{free}", up])
 
 
 def _joined(parts: list[str]) -> str:

@@ -1,0 +1,196 @@
+"""Keeps the blobs of a node in bounds, and makes snapshots for those who arrive late (protocol sections 10 and 12)."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from fullrank_node.config import Config
+from fullrank_node.errors import NodeError
+from fullrank_node.node_keys import verdict_key
+from fullrank_node.retention import Holdings, Plan, is_snapshot_due, plan_removal
+from fullrank_node.runner import Runner
+from fullrank_protocol.chain import Mark
+from fullrank_protocol.checkpoint import Checkpoint
+from fullrank_protocol.envelope import open_envelope
+from fullrank_protocol.fork_choice import Node
+from fullrank_protocol.snapshot import Snapshot, num_elements, open_snapshot
+from fullrank_protocol.verifying import contributions
+from fullrank_protocol.wire import objects_pb2 as wire
+
+log = logging.getLogger(__name__)
+
+GIGABYTE = 10**9
+
+DEFAULT_DISK_GB = 50.0
+"""For deltas and snapshots of a node that is no archive and whose owner has set nothing."""
+
+KEPT_SNAPSHOTS = 2
+"""Own snapshots kept: a download of the one before takes hours on a slow line, and is not cut off by the next."""
+
+LOOK_S = 60.0
+"""Time between two looks at the disk when nothing becomes final."""
+
+FRESH_S = 600.0
+"""A blob that nothing names yet may be a delta that is about to be announced."""
+
+SNAPSHOT_SHARE = 0.75
+"""Size of a snapshot over that of the weights, before there is one to measure (0.60 to 0.75 measured)."""
+
+
+class Keeper:
+    """Decides after every final checkpoint what to make and what to remove."""
+
+    def __init__(self, *, runner: Runner, config: Config) -> None:
+        self._runner = runner
+        self._state = runner.state
+        self._store = runner.store
+        self._genesis = runner.genesis
+        self._archive = config.archive
+        self._makes = config.archive or config.snapshots
+        self._wake = asyncio.Event()
+        self._decided: dict[bytes, tuple[int, int]] = {}
+        self._decided_upto: Mark = self._state.tree.root.here
+        self._own: list[Snapshot] = []
+        self._covering: Snapshot | None = None
+        self._read_hints()
+        runner.on_final.append(self._wake.set)
+        self.limit_bytes = disk_limit_bytes(config)
+
+    async def run(self) -> None:
+        """Look again and again, for ever."""
+        while True:
+            self._wake.clear()
+            try:
+                await self._look()
+            except NodeError as error:
+                self._runner.warnings["disk"] = f"{error} {error.hint}".strip()
+                log.warning("Keeping the disk in order failed: %s %s", error, error.hint)
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def _look(self) -> None:
+        self._follow_final()
+        self._note_applied()
+        if self._makes and is_snapshot_due(delta_bytes=self._uncovered_bytes(), snapshot_bytes=self._snapshot_bytes()):
+            await self._make()
+        holdings = await asyncio.to_thread(self._holdings)
+        plan = plan_removal(holdings, limit_bytes=self.limit_bytes)
+        if plan.makes_snapshot and await self._make():
+            holdings = await asyncio.to_thread(self._holdings)
+            plan = plan_removal(holdings, limit_bytes=self.limit_bytes)
+        await asyncio.to_thread(self._remove, plan, holdings)
+        self._tell(plan, holdings)
+
+    # ---- snapshots ---------------------------------------------------------------------------------
+
+    async def _make(self) -> bool:
+        made = await self._runner.snapshots.make()
+        if made is None:
+            return False
+        self._covering = made
+        self._own.append(made)
+        while len(self._own) > KEPT_SNAPSHOTS:
+            old = self._own.pop(0)
+            if all(old.blob != kept.blob for kept in self._own):
+                await asyncio.to_thread(self._store.blobs.delete, old.blob.id)
+        return True
+
+    def _read_hints(self) -> None:
+        """Own snapshots of earlier lives whose blobs are here."""
+        for data in self._store.objects(type=wire.SNAPSHOT):
+            snapshot = open_snapshot(open_envelope(data, swarm=self._genesis.swarm), self._genesis)
+            if snapshot.author == self._runner.key.public_key and self._store.blobs.has(snapshot.blob.id):
+                self._own = [*self._own, snapshot][-KEPT_SNAPSHOTS:]
+                self._covering = snapshot
+
+    def _note_applied(self) -> None:
+        """The snapshot that this node arrived by covers what lies below it as well as one of its own."""
+        for snapshot in self._state.arrival.snapshots.values():
+            newer = self._covering is None or snapshot.slot > self._covering.slot
+            held = self._store.get_meta(verdict_key(snapshot.id)) == b"\x01"
+            if newer and held and self._store.blobs.has(snapshot.blob.id):
+                self._covering = snapshot
+
+    def _snapshot_bytes(self) -> int:
+        if self._covering is not None:
+            return self._covering.blob.num_bytes
+        return int(4 * SNAPSHOT_SHARE * sum(num_elements(module) for module in self._genesis.modules))
+
+    # ---- what is here, and what it is for ------------------------------------------------------------
+
+    def _follow_final(self) -> None:
+        """Note what newly final checkpoints have decided on; the chain below never changes."""
+        tree = self._state.tree
+        final = tree.final
+        for node in tree.chain(final.checkpoint, above_slot=self._decided_upto.slot):
+            for blob, num_bytes in _blobs_of(node):
+                self._decided[blob] = node.state.slot, num_bytes
+        self._decided_upto = final
+
+    def _uncovered_bytes(self) -> int:
+        covered = self._covered_slot()
+        return sum(num_bytes for slot, num_bytes in self._decided.values() if slot > covered)
+
+    def _covered_slot(self) -> int:
+        return self._covering.slot if self._covering is not None else 0
+
+    def _holdings(self) -> Holdings:
+        blobs = self._store.blobs
+        sizes = blobs.sizes()
+        strays = [blob for blob in sizes if blob not in self._decided]
+        fresh = {blob for blob in strays if blobs.age_s(blob, now_ms=self._runner.clock.now_ms()) < FRESH_S}
+        return Holdings(
+            sizes=sizes,
+            needed=fresh.union(self._needed()),
+            decided={blob: slot for blob, (slot, _) in self._decided.items()},
+            other_bytes=blobs.total_bytes() - sum(sizes.values()),
+            covered_slot=self._covered_slot(),
+            snapshot_bytes=self._snapshot_bytes(),
+        )
+
+    def _needed(self) -> Iterable[bytes]:
+        """What is above the final checkpoint or may still be accepted, snapshots served here, and the base."""
+        tree, base = self._state.tree, self._genesis.base
+        yield from (entry.blob.id for entry in (*base.files, *base.weight_files))
+        yield from (snapshot.blob.id for snapshot in self._own)
+        yield from (each.blob.id for each in (self._covering, self._state.arrival.sought) if each is not None)
+        yield from (candidate.contribution.blob.id for candidate in list(self._state.candidates.values()))
+        stack = list(tree.nodes[tree.final.checkpoint].children)
+        while stack:
+            node = tree.nodes[stack.pop()]
+            yield from (blob for blob, _ in _blobs_of(node))
+            stack.extend(node.children)
+
+    def _remove(self, plan: Plan, holdings: Holdings) -> None:
+        for blob in plan.remove:
+            self._store.blobs.delete(blob)
+        if plan.remove:
+            freed = sum(holdings.sizes[blob] for blob in plan.remove)
+            log.info("Removed %d old blobs (%d bytes) to stay within the disk limit.", len(plan.remove), freed)
+
+    def _tell(self, plan: Plan, holdings: Holdings) -> None:
+        if not plan.over_bytes or self.limit_bytes is None:
+            self._runner.warnings.pop("disk", None)
+            return
+        self._runner.warnings["disk"] = (
+            f"deltas and snapshots take {holdings.used_bytes / GIGABYTE:.3g} GB, "
+            f"{plan.over_bytes / GIGABYTE:.3g} GB above limits.disk_gb, and none may be removed yet: "
+            f"`fullrank config set limits.disk_gb {1.5 * holdings.used_bytes / GIGABYTE:.3g}` raises the limit"
+        )
+
+
+def disk_limit_bytes(config: Config) -> int | None:
+    """Bytes that blobs may take; None: as many as there is room for."""
+    gigabytes = config.limits.disk_gb
+    if gigabytes is None:
+        return None if config.archive else int(DEFAULT_DISK_GB * GIGABYTE)
+    return int(gigabytes * GIGABYTE)
+
+
+def _blobs_of(node: Node) -> Iterable[tuple[bytes, int]]:
+    checkpoint: Checkpoint | None = node.checkpoint
+    if checkpoint is not None:
+        yield from ((each.blob.id, each.blob.num_bytes) for each in contributions(checkpoint))
