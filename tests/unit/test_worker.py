@@ -270,13 +270,13 @@ def test_a_damaged_master_is_this_disks_fault_and_no_other_model(setting: Settin
     data = bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)
-    with pytest.raises(NodeError, match="the weights of b are not usable: .* damaged, it does not hash to its name"):
+    with pytest.raises(NodeError, match=r"the weights of b are not usable: .* damaged, it does not hash to its name"):
         setting.recompute()
     path.write_bytes(data[:-4])
-    with pytest.raises(NodeError, match="the weights of b are not usable: .* bytes, required"):
+    with pytest.raises(NodeError, match=r"the weights of b are not usable: .* bytes, required"):
         setting.recompute([])
     path.unlink()
-    with pytest.raises(NodeError, match="the weights of b are not usable: .* is missing"):
+    with pytest.raises(NodeError, match=r"the weights of b are not usable: .* is missing"):
         setting.recompute([])
 
 
