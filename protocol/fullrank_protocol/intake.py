@@ -112,7 +112,9 @@ def _receive_contribution(state: RoundState, envelope: Envelope, now_ms: int) ->
 
 def _receive_checkpoint(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
     checkpoint = open_checkpoint(envelope, state.genesis)
-    if state.genesis.slot_end_ms(checkpoint.slot) > now_ms + CLOCK_TOLERANCE_MS:
+    due_ms = state.genesis.slot_end_ms(checkpoint.slot) - CLOCK_TOLERANCE_MS
+    if due_ms > now_ms:
+        state.future_due_ms = min(state.future_due_ms, due_ms)
         raise _ParkedError(FUTURE)
     tree = state.tree
     if tree.lookup(checkpoint.parent) is None:

@@ -16,6 +16,7 @@ own duty:      adopt head ─> vote ─> finalise ─> propose at our turn ─> 
 ```
 """
 
+import math
 from collections.abc import Iterable, Iterator
 
 from fullrank_protocol.arriving import (
@@ -30,6 +31,7 @@ from fullrank_protocol.arriving import (
 from fullrank_protocol.duties import MIN_TRAINING_SHARE, adopt_head, finalise, forget_old, propose, take_up, train, vote
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.intake import ask, receive, release
+from fullrank_protocol.local_clock import follow_clock
 from fullrank_protocol.round_io import (
     Action,
     CatchingUp,
@@ -64,6 +66,7 @@ def step(state: RoundState, event: Event, now_ms: int) -> tuple[RoundState, list
 
 def step_all(state: RoundState, events: Iterable[Event], now_ms: int) -> tuple[RoundState, list[Action]]:
     """Take in several events that are here at the same time, then do what is due once."""
+    follow_clock(state, now_ms)
     actions = [action for event in events for action in _handle(state, event, now_ms)]
     actions.extend(_duties(state, now_ms))
     return state, actions
@@ -86,6 +89,7 @@ def restore(
         now_ms: This node's clock.
         believed: Checkpoints that were taken by a snapshot.
     """
+    state.now_ms = now_ms
     for envelope in envelopes:
         for _ in receive(state, envelope, now_ms):
             pass
@@ -105,7 +109,9 @@ def restore(
 def _handle(state: RoundState, event: Event, now_ms: int) -> Iterator[Action]:  # noqa: C901, PLR0912 - one flat table
     match event:
         case Tick():
-            yield from release(state, FUTURE, now_ms)
+            if now_ms >= state.future_due_ms:
+                state.future_due_ms = math.inf
+                yield from release(state, FUTURE, now_ms)
         case ObjectReceived(envelope=envelope):
             yield from receive(state, envelope, now_ms)
         case DeltaChecked():

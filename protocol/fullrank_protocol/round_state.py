@@ -1,6 +1,7 @@
 """What a node knows and has under way in the round machine (protocol section 5)."""
 
 import enum
+import math
 from dataclasses import dataclass, field
 
 from fullrank_protocol.chain import Mark
@@ -129,6 +130,8 @@ class RoundState:
         merges: Recent merge results.
         merging: Merges under way, with the time of the next attempt.
         arrival: By replay or by a snapshot.
+        now_ms: This node's clock at the last step.
+        future_due_ms: When the first of the checkpoints ahead of this clock is looked at again.
     """
 
     genesis: Genesis
@@ -162,6 +165,8 @@ class RoundState:
     finalised: Mark
     alarmed: bool = False
     took_up_slot: int = -1
+    now_ms: int = 0
+    future_due_ms: float = math.inf
     arrival: Arrival = field(default_factory=Arrival)
 
 

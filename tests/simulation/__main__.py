@@ -39,7 +39,9 @@ def main() -> int:
                 print(outcome.trace[-3000:])
                 break
     share = f"{100 * kept / made:.0f} %" if made else "-"
-    print(f"{len(seeds)} seeds of {arguments.size} in {time.monotonic() - began:.1f} s; {sum(failures.values())} failed")
+    print(
+        f"{len(seeds)} seeds of {arguments.size} in {time.monotonic() - began:.1f} s; {sum(failures.values())} failed"
+    )
     print(f"slots to recover: {sorted(recoveries.items())}; kept {share} of {made} contributions")
     for text, count in failures.most_common(10):
         print(f"  {count:5d}  {text}")

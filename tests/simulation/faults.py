@@ -8,6 +8,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from simulation.node import SimulatedNode, key_of
+from simulation.world import WINDOW_MS, Network, World
+
 from fullrank_protocol.membership import (
     ALL_ROLES,
     ROLE_CONTRIBUTE,
@@ -17,8 +20,6 @@ from fullrank_protocol.membership import (
     make_leave,
     make_revocation,
 )
-from simulation.node import SimulatedNode, key_of
-from simulation.world import WINDOW_MS, Network, World
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,7 +253,7 @@ class SimulatedNode:
         self.disk.num_writes += 1
         write()
 
-    def _carry_out(self, action: round_io.Action) -> None:  # noqa: C901, PLR0912 - one flat table
+    def _carry_out(self, action: round_io.Action) -> None:  # noqa: C901 - one flat table
         swarm = self.world.genesis.swarm
         match action:
             case round_io.Keep(envelope=envelope, slot=slot):

@@ -64,7 +64,7 @@ def run(plan: Plan, *, hostile: type[SimulatedNode] | None = None, world: World 
         else:
             world.checker.check_agreement(final_slot=healed_slot)
         world.run(max(2, plan.calm_slots - slots))
-        world.checker.check_agreement(final_slot=world.slot - 4)
+        world.checker.check_agreement(final_slot=max(healed_slot, world.slot - 6))
         kept, made = world.checker.check_kept()
     except Violation as violation:
         failure, trace = str(violation), traceback.format_exc()
@@ -87,11 +87,7 @@ def run(plan: Plan, *, hostile: type[SimulatedNode] | None = None, world: World 
 
 def has_recovered(world: World, healed_slot: int) -> bool:
     """Whether honest nodes agree and have made something final since everything healed."""
-    try:
-        world.checker.check_agreement(final_slot=healed_slot)
-    except Violation:
-        return False
-    return True
+    return not world.checker.disagreement(final_slot=healed_slot)
 
 
 def minimise(plan: Plan, *, hostile: type[SimulatedNode] | None = None) -> Plan:

@@ -1,7 +1,6 @@
 """Swarms that live for some slots in virtual time."""
 
 import pytest
-
 from simulation.world import World, make_genesis
 
 
@@ -65,6 +64,20 @@ def test_both_sides_of_a_partition_go_on_and_agree_after_healing() -> None:
     assert len(heads(world)) == 1
     assert min(node.state.tree.final.slot for node in world.nodes) > final_before + 6
     assert not any(node.alarms or node.state.evidence for node in world.nodes)
+
+
+def test_a_node_whose_clock_was_an_hour_ahead_follows_again_once_it_is_set_back() -> None:
+    world = swarm(4)
+    world.run(4)
+    world.nodes[1].skew_ms = 3_600_000
+    world.network.blocked = {(other, 1) for other in (0, 2, 3)}
+    world.run(2)
+    world.heal()
+    world.run(0.01)
+    world.nodes[1].skew_ms = 0
+    world.run(4)
+    assert len(heads(world)) == 1
+    assert world.nodes[1].state.tree.final.slot >= 6
 
 
 def test_the_same_seed_gives_the_same_history() -> None:

@@ -6,14 +6,15 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from simulation.invariants import Checker
+from simulation.node import SimulatedNode, key_of
+
 from fullrank_protocol import genesis_defaults
 from fullrank_protocol.codec import CODEC_PACKED
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import Rule
 from fullrank_protocol.genesis import Genesis, create_genesis
 from fullrank_protocol.wire import objects_pb2 as wire
-from simulation.invariants import Checker
-from simulation.node import SimulatedNode, key_of
 
 START_MS = 1_760_000_000_000
 WINDOW_MS = 10_000
