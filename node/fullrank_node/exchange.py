@@ -98,7 +98,7 @@ class Exchange:
         try:
             envelope = open_envelope(data, swarm=self._state.genesis.swarm)
         except ProtocolError as error:
-            log.warning("Object from %s refused: it %s.", _short(peer), error.detail)
+            log.warning("Object from %s refused: %s.", _short(peer), error.detail)
             return False
         if envelope.id in self._state.known:
             return False
@@ -209,7 +209,7 @@ class Exchange:
                 envelope = open_envelope(data, swarm=self._state.genesis.swarm)
                 announcement = open_announcement(envelope)
             except ProtocolError as error:
-                log.debug("Announcement refused: it %s.", error.detail)
+                log.debug("Announcement refused: %s.", error.detail)
                 continue
             if announcement.object_id not in self._state.known:
                 unknown.append(announcement.object_id)
