@@ -5,7 +5,7 @@ is not kept any more is made again from the nearest ancestor that has one.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +131,14 @@ class Merger:
         )
         return float(reply["effective"])
 
-    async def apply_snapshot(self, path: Path, *, digest: bytes, on_module: Callable[[int], None]) -> dict[str, str]:
+    async def apply_snapshot(
+        self, path: Path, *, base: Manifest, digest: bytes, on_module: Callable[[int], None]
+    ) -> dict[str, str]:
         """The masters that a snapshot makes of the base, whole on disk when this returns: their manifest.
 
         Args:
             path: The blob.
+            base: Masters of the genesis.
             digest: What the masters must give.
             on_module: Told how many modules are done.
 
@@ -149,7 +152,7 @@ class Merger:
                 {
                     "genesis_path": str(self.home.genesis_file),
                     "masters_dir": str(self.home.masters_dir),
-                    "base_manifest": self._store.manifest(self._genesis.swarm) or {},
+                    "base_manifest": dict(base),
                     "blob_path": str(path),
                     "digest": digest.hex(),
                 },
@@ -166,6 +169,10 @@ class Merger:
         """Drop the manifests of all merges but `keep`; the master files (SHA-256 hex) that those still name."""
         self._manifests = {key: self._manifests[key] for key in keep if key in self._manifests}
         return {sha256 for manifest in self._manifests.values() for sha256 in manifest.values()}
+
+    def forget_files(self, spoilt: Set[str]) -> None:
+        """Drop the manifests of all merges that name one of these master files (SHA-256 hex)."""
+        self._manifests = {key: each for key, each in self._manifests.items() if spoilt.isdisjoint(each.values())}
 
     async def _call(
         self, method: str, params: dict[str, Any], *, timeout_s: float, on_progress: OnProgress | None = None

@@ -64,7 +64,12 @@ class Node:
         self.store = Store(home)
         self.worker = worker
         self.merger = Merger(home=home, store=self.store, genesis=self.genesis, worker=worker, threads=self.threads)
-        self.masters = Masters(store=self.store, merger=self.merger, files=MasterStore(home.masters_dir))
+        self.masters = Masters(
+            store=self.store,
+            merger=self.merger,
+            files=MasterStore(home.masters_dir),
+            remake_base=self._remake_base,
+        )
         self.trainer = TrainerDriver(
             home=home,
             config=config,
@@ -198,8 +203,8 @@ class Node:
 
     # ---- base and data -----------------------------------------------------------------------------
 
-    async def _prepare_base(self) -> PreparedBase:
-        supply = BaseSupply(
+    def _base_supply(self) -> BaseSupply:
+        return BaseSupply(
             home=self.home,
             given=self.config.base.path,
             genesis=self.genesis,
@@ -207,8 +212,14 @@ class Node:
             network=self.network,
             trainer=self.trainer,
         )
+
+    async def _remake_base(self) -> dict[str, str]:
+        """The masters of the genesis, which the store has forgotten because this disk has spoilt one."""
+        return (await self._base_supply().prepare(on_phase=log.info)).manifest
+
+    async def _prepare_base(self) -> PreparedBase:
         try:
-            return await supply.prepare(on_phase=self._set_phase)
+            return await self._base_supply().prepare(on_phase=self._set_phase)
         except NodeError as error:
             self.trouble = f"{error} {error.hint}".strip()
             raise
@@ -343,7 +354,7 @@ def read_genesis(home: Home) -> Genesis:
         ) from error
     except ProtocolError as error:
         raise NodeError(
-            f"{home.genesis_file} is damaged: it {error.detail}",
+            f"{home.genesis_file} is damaged: {error.detail}",
             hint="Join the swarm again into a fresh home with the same identity.key.",
             exit_code=ExitCode.CONFIG,
         ) from error

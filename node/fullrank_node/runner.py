@@ -112,6 +112,7 @@ class Runner:
         """The network, once it exists."""
         self.network = network
         self.exchange.attach(network)
+        self.masters.network = network
         self.snapshots.network = network
 
     async def run(self) -> None:
@@ -201,7 +202,7 @@ class Runner:
             case io.CastVote():
                 self._cast_vote(action)
             case io.SignRefusal():
-                log.warning("Checkpoint %s refused: it %s.", action.checkpoint.hex()[:12], action.detail)
+                log.warning("Checkpoint %s refused: %s.", action.checkpoint.hex()[:12], action.detail)
                 swarm, checkpoint = self.genesis.swarm, action.checkpoint
                 self.submit(
                     make_refusal(self.key, swarm=swarm, checkpoint=checkpoint, rule=action.rule, detail=action.detail)
@@ -262,12 +263,12 @@ class Runner:
         envelope = action.envelope
         kind = wire.ObjectType.Name(envelope.type).lower()
         if envelope.public_key == self.key.public_key:
-            log.warning("Our own %s was not taken: it %s.", kind, action.detail)
+            log.warning("Our own %s was not taken: %s.", kind, action.detail)
             if envelope.type == wire.ADMISSION:
                 self.warnings["admission"] = f"this node was not admitted: {action.detail}"
         elif action.rule is not None:
             author = envelope.public_key.hex()[:8]
-            log.warning("%s of %s refused by rule %s: it %s.", kind, author, action.rule.name, action.detail)
+            log.warning("%s of %s refused by rule %s: %s.", kind, author, action.rule.name, action.detail)
         if envelope.type == wire.CONTRIBUTION:
             self.chain_log.note_drop(envelope, rule=action.rule, detail=action.detail)
 
@@ -359,7 +360,7 @@ class Runner:
                 return
         self.warnings.pop("delta", None)
         if rule is not None:
-            log.warning("Delta of %s refused by rule %s: it %s.", contribution.member.hex()[:8], rule.name, detail)
+            log.warning("Delta of %s refused by rule %s: %s.", contribution.member.hex()[:8], rule.name, detail)
             self.store.record_verdict(contribution.id, status="refused", rule=rule, detail=detail)
         self.feed(io.DeltaChecked(contribution_id=contribution.id, rule=rule, detail=detail))
 
@@ -374,8 +375,9 @@ class Runner:
 
     async def _merge(self, action: io.Merge) -> None:
         try:
-            parent = await self.masters.ensure(action.key.parent, self.state)
-            merged = await self.merger.merge(action, parent_manifest=parent)
+            merged = await self.masters.using(
+                action.key.parent, self.state, lambda parent: self.merger.merge(action, parent_manifest=parent)
+            )
         except MergeRejectedError as error:
             self.feed(io.MergeFailed(key=action.key, rule=error.rule, detail=error.detail))
         except NodeError as error:
@@ -389,12 +391,16 @@ class Runner:
             self.feed(merged)
 
     async def _train(self, action: io.Train) -> None:
-        assert self.trainer is not None
+        trainer = self.trainer
+        assert trainer is not None
         produced = False
         try:
-            manifest = await self.masters.ensure(action.base.checkpoint, self.state)
-            delta = await self.trainer.train(
-                manifest=manifest, base_round=action.base_round, deadline_ms=action.deadline_ms
+            delta = await self.masters.using(
+                action.base.checkpoint,
+                self.state,
+                lambda manifest: trainer.train(
+                    manifest=manifest, base_round=action.base_round, deadline_ms=action.deadline_ms
+                ),
             )
             self.submit(self._contribution(action, delta))
             produced = True
