@@ -1,7 +1,6 @@
 """The demo's node daemons: real ones, each with a home and a process of its own, and none that outlives the demo.
 
-A daemon holds the reading end of a pipe as its standard input and ends when the demo is gone, however that went;
-its sockets lie in the demo's scratch directory and go with it.
+A daemon holds the reading end of a pipe as its standard input and ends when the demo is gone, however that went.
 """
 
 import asyncio
@@ -9,7 +8,6 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,11 +59,8 @@ class DemoNode:
     first_accepted_s: float | None = None
     _client: "ControlClient | None" = field(default=None, repr=False)
 
-    async def start(self, *, sockets: Path) -> None:
+    async def start(self) -> None:
         """Start the daemon and return when it answers.
-
-        Args:
-            sockets: Short, private directory for its sockets and temporary files.
 
         Raises:
             NodeError: It ended, with its reason and the end of its log, or does not answer.
@@ -80,7 +75,7 @@ class DemoNode:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # Ctrl-C reaches the demo alone, which then ends its nodes in order.
-                env=_environment(sockets),
+                env=_environment(),
             )
         deadline_s = asyncio.get_running_loop().time() + START_TIMEOUT_S
         while asyncio.get_running_loop().time() < deadline_s:
@@ -170,11 +165,10 @@ class DemoNode:
         return status.state == wire.NODE_TROUBLED
 
 
-def _environment(sockets: Path) -> Mapping[str, str]:
-    """Offline, and with every socket below `sockets`."""
-    # FULLRANK_… variables are meant for the owner's own node.
+def _environment() -> dict[str, str]:
+    """This process's own, offline, and without what is meant for the owner's own node (FULLRANK_…)."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("FULLRANK_")}
-    return own | {"HF_HUB_OFFLINE": "1", "TMPDIR": str(sockets), "XDG_RUNTIME_DIR": str(sockets)}
+    return own | {"HF_HUB_OFFLINE": "1"}
 
 
 def _tail(path: Path) -> list[str]:

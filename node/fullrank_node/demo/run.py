@@ -93,14 +93,10 @@ async def run_demo(nodes: int, rounds: int | None, *, keep: Path | None) -> dict
 
 
 async def _run(nodes: int, rounds: int | None, *, keep: Path | None, model_dir: Path) -> dict[str, Any]:
-    scratch = Path(tempfile.mkdtemp(prefix="fullrank-demo-"))
-    try:
-        with shown() as screen:
-            demo = Demo(directory=keep or scratch, scratch=scratch, model_dir=model_dir, screen=screen)
-            figures = await demo.run(nodes, rounds)
-            return figures | {"kept": str(keep) if keep is not None else None}
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with _scratch() as scratch, shown() as screen:
+        demo = Demo(directory=keep or scratch, scratch=scratch, model_dir=model_dir, screen=screen)
+        figures = await demo.run(nodes, rounds)
+    return figures | {"kept": str(keep) if keep is not None else None}
 
 
 class Demo:
@@ -111,7 +107,7 @@ class Demo:
 
         Args:
             directory: For texts and homes; stays if the owner wants it.
-            scratch: Short and private: for sockets and whatever nobody wants to keep.
+            scratch: For what nobody wants to keep.
             model_dir: Where the pulled model goes.
             screen: Where progress is shown.
         """
@@ -186,9 +182,7 @@ class Demo:
             DemoNode(name=f"node-{number}", domain=domain, home=Home(self._directory / f"node-{number}"), data=part)
             for number, (domain, part) in enumerate(zip(texts.domains, texts.parts, strict=True), 1)
         ]
-        sockets = self._scratch / "run"
-        sockets.mkdir(mode=0o700)
-        return DemoSwarm(nodes, plan=plan, screen=self._screen, sockets=sockets)
+        return DemoSwarm(nodes, plan=plan, screen=self._screen)
 
     async def _pull(self, link: Link) -> tuple[PullReport, LogFigures]:
         """A reader that is no member fetches the final model, and measures the log that it has recomputed."""
@@ -307,6 +301,30 @@ def _model_place(keep: Path | None) -> Path:
             exit_code=ExitCode.PERMISSION,
         )
     return place
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A private directory that is gone afterwards, with every socket and temporary file of this process and its own.
+
+    Also those of libraries, and those that a killed process could not remove.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="fullrank-demo-"))
+    temporary = directory / "t"
+    temporary.mkdir(mode=0o700)
+    names = ("TMPDIR", "XDG_RUNTIME_DIR")
+    before, place_before = {name: os.environ.get(name) for name in names}, tempfile.tempdir
+    os.environ |= dict.fromkeys(names, str(temporary))
+    tempfile.tempdir = None
+    try:
+        yield directory
+    finally:
+        tempfile.tempdir = place_before
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.contextmanager

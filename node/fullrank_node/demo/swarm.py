@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fullrank_node import founding
@@ -23,6 +22,9 @@ LOOK_S = 0.5
 SET_UP_TIMEOUT_S = 300.0
 """Founding, joining and starting take 20 to 40 s on two cores."""
 
+LATEST_BEGIN = 0.2
+"""Share of a slot after which training begins in the next one instead: the first round shall not be a short one."""
+
 STALL_S = 90.0
 STALL_WINDOWS = 12
 """No new round and no new final round for so long, whichever is more: something is wrong that waiting does not mend."""
@@ -35,19 +37,11 @@ T = TypeVar("T")
 class DemoSwarm:
     """The nodes of one demo."""
 
-    def __init__(self, nodes: list[DemoNode], *, plan: Plan, screen: Screen, sockets: Path) -> None:
-        """Take over nodes that have no home yet.
-
-        Args:
-            nodes: The first one founds.
-            plan: What it founds.
-            screen: Where progress is shown.
-            sockets: Short, private directory for all sockets.
-        """
+    def __init__(self, nodes: list[DemoNode], *, plan: Plan, screen: Screen) -> None:
+        """Take over nodes that have no home yet; the first one founds what is planned."""
         self.nodes = nodes
         self._plan = plan
         self._screen = screen
-        self._sockets = sockets
         self._training_ms: dict[str, tuple[float, float]] = {}
 
     # ---- the life of a swarm -----------------------------------------------------------------------
@@ -69,8 +63,7 @@ class DemoSwarm:
             await together(*(self._join(node, link) for node in others))
         self._screen.phase("the swarm admits its members")
         await self.until(
-            lambda status: status.member and status.certifiers == len(self.nodes) and status.state == wire.NODE_PAUSED,
-            "until all nodes are members",
+            lambda status: status.member and status.state == wire.NODE_PAUSED, "until all nodes are members"
         )
         return replace(link, invite=None)
 
@@ -82,7 +75,7 @@ class DemoSwarm:
         """
         self._screen.phase("all begin with the next slot")
         slot = max(node.status.slot for node in self.nodes if node.status is not None)
-        await self.until(lambda status: status.slot > slot, "until the next slot")
+        await self.until(lambda status: status.slot > slot or _is_young(status), "until the next slot")
         rounds, window_s = self._plan.rounds, self._plan.window_s
         self._screen.phase(f"training {rounds} rounds of {window_s:g} s, {self._plan.max_steps} steps each at most")
         before = self._training_times()
@@ -139,7 +132,7 @@ class DemoSwarm:
             options=self._plan.options(),
             progress=no_progress,
         )
-        await node.start(sockets=self._sockets)
+        await node.start()
 
     async def _join(self, node: DemoNode, link: Link) -> None:
         node.joined_at_s = asyncio.get_running_loop().time()
@@ -152,7 +145,7 @@ class DemoSwarm:
             confirm=_agree,
             progress=no_progress,
         )
-        await node.start(sockets=self._sockets)
+        await node.start()
 
     @staticmethod
     def _config(node: DemoNode) -> dict[str, Any]:
@@ -262,6 +255,11 @@ def _agree(summary: JoinSummary) -> bool:
     """Whoever runs the demo has agreed to it."""
     del summary
     return True
+
+
+def _is_young(status: wire.StatusReply) -> bool:
+    """Whether the slot has just begun, so that nearly all of it is left for training."""
+    return status.slot_ends_in_ms > (1 - LATEST_BEGIN) * status.slot_window_ms
 
 
 def _standing(status: wire.StatusReply | None) -> tuple[object, ...]:
