@@ -102,6 +102,13 @@ def test_a_round_lowers_the_held_out_loss_through_the_exact_integers(bench: Benc
     assert bench.loss() == before
 
 
+def test_training_alone_takes_as_many_steps_in_each_round_as_it_is_told(bench: Bench) -> None:
+    alone = bench.trainer.train_alone(
+        bench.request | {"rounds": 3, "steps_per_round": [2, 0, 1], "work_dir": str(bench.directory / "alone")}
+    )
+    assert [entry["num_steps"] for entry in alone["rounds"]] == [2, 1]
+
+
 def test_the_delta_in_mode_b_names_rows_of_the_seeded_a(bench: Bench) -> None:
     delta = bench.delta()
     part = delta.parts[0]

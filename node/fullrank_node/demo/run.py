@@ -81,7 +81,7 @@ async def run_demo(nodes: int, rounds: int | None, *, keep: Path | None) -> dict
     """
     if not 2 <= nodes <= MAX_NODES:
         raise NodeError(f"found {nodes} nodes, required 2 to {MAX_NODES}", exit_code=ExitCode.USAGE)
-    model_dir = _model_place(keep)
+    model_dir = model_place(keep)
     task = asyncio.create_task(_run(nodes, rounds, keep=keep, model_dir=model_dir))
     with _ended_by_signals(task) as received:
         try:
@@ -271,7 +271,7 @@ def _log_fields(log: LogFigures) -> dict[str, Any]:
 # ---- places and signals ----------------------------------------------------------------------------
 
 
-def _model_place(keep: Path | None) -> Path:
+def model_place(keep: Path | None) -> Path:
     """Where the model will be written, checked before minutes have been spent.
 
     Raises:
