@@ -22,7 +22,7 @@ from fullrank_node.home import Home
 from fullrank_node.identity_file import create_identity, libp2p_path
 from fullrank_node.names import name_of
 from fullrank_node.network.interface import Network, NetworkError, PeerFailure
-from fullrank_node.node_keys import BASE_DIGEST_KEY, BASE_DIR_KEY, BASE_STAMP_KEY, INVITE_KEY
+from fullrank_node.node_keys import BASE_DIGEST_KEY, BASE_DIR_KEY, BASE_STAMP_KEY, BEGUN_KEY, INVITE_KEY
 from fullrank_node.operations import Confirm, CreateOptions, JoinSummary, Progress
 from fullrank_node.store import Store
 from fullrank_protocol import genesis_defaults
@@ -31,6 +31,7 @@ from fullrank_protocol.codec import CODEC_PACKED
 from fullrank_protocol.errors import ProtocolError
 from fullrank_protocol.genesis import Genesis, Policy, create_genesis, open_genesis
 from fullrank_protocol.identity import SigningKey
+from fullrank_protocol.limits import PROTOCOL_VERSION
 from fullrank_protocol.link import Link
 from fullrank_protocol.wire import objects_pb2 as wire
 from fullrank_protocol.wire import peer_pb2
@@ -99,6 +100,7 @@ async def create(
             except ProtocolError as error:
                 raise NodeError(f"these options make no swarm: {error.detail}", exit_code=ExitCode.USAGE) from error
             _keep_base(store, genesis.swarm, found)
+            store.set_meta(BEGUN_KEY, b"\x01")
         write_atomically(home.genesis_file, genesis.envelope.encode())
 
 
@@ -138,6 +140,7 @@ async def join(
             if base is not None:
                 progress("checking the base model")
                 await _take_base(home, store, base, genesis)
+            store.set_meta(BEGUN_KEY, b"\x01")
             if link.invite is not None:
                 store.set_meta(INVITE_KEY, link.invite)
             if link.final is not None:
@@ -216,6 +219,7 @@ async def fetch_genesis(network: Network, link: Link, *, progress: Progress) -> 
     await wait_for_peer(network, progress=progress, tried=len(link.peers))
     progress("fetching the genesis")
     problem = "no peer sent one"
+    hint = "Try again in a minute, or ask for a newer link: `fullrank invite` on any founding node."
     exit_code = ExitCode.NO_PEERS
     for info in network.peers():
         request = peer_pb2.Request(get_genesis=peer_pb2.GetGenesis())
@@ -226,11 +230,13 @@ async def fetch_genesis(network: Network, link: Link, *, progress: Progress) -> 
             problem = str(error)
             if error.code == peer_pb2.Failure.WRONG_VERSION:
                 exit_code = ExitCode.PROTOCOL
+                is_newer = error.protocol_version > PROTOCOL_VERSION
+                hint = f"Install {'a newer' if is_newer else 'the older'} fullrank that speaks the swarm's protocol."
         except NetworkError as error:
             problem = str(error)
         except (ProtocolError, IndexError) as error:
             problem = f"a peer sent something else: {error}"
-    raise NodeError(f"the genesis could not be fetched: {problem}", exit_code=exit_code)
+    raise NodeError(f"the genesis could not be fetched: {problem}", hint=hint, exit_code=exit_code)
 
 
 def default_learning_rate(widths: list[int]) -> float:

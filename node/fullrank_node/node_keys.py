@@ -3,6 +3,10 @@
 INVITE_KEY = "invite"
 """Secret seed of the invite that this node joins by; the daemon makes its admission from it."""
 
+BEGUN_KEY = "begun"
+"""Set where a home was founded or joined, in the database that was made then. One without it stands in for a log
+that was lost, and the votes in that log with it."""
+
 BASE_DIGEST_KEY = "base_digest"
 """Model digest of the genesis masters, 32 bytes."""
 

@@ -18,7 +18,7 @@ from fullrank_node.exchange import Exchange
 from fullrank_node.masters import Masters
 from fullrank_node.merger import Merger, MergeRejectedError
 from fullrank_node.network.interface import BlobUnavailable, Network
-from fullrank_node.node_keys import BELIEVED, verdict_key
+from fullrank_node.node_keys import BEGUN_KEY, BELIEVED, verdict_key
 from fullrank_node.snapshots import Snapshots
 from fullrank_node.store import Store
 from fullrank_node.training.driver import TrainedDelta, TrainerDriver
@@ -45,6 +45,9 @@ TICK_S = 0.1
 
 LISTEN_MS = 10_000
 """How long a certifier that voted before listens for its own earlier votes when it starts again."""
+
+FOR_EVER_MS = 1 << 53
+"""Later than any clock here: what ends such a wait is an event."""
 
 MAX_REPEATED_VOTES = 16
 """Newest own votes sent again at a start; older ones are carried by checkpoints or no longer matter."""
@@ -131,8 +134,14 @@ class Runner:
     async def _live(self, group: asyncio.TaskGroup) -> None:
         assert self.network is not None
         window_s = self.genesis.timing.slot_window_ms / 1000
-        if self.state.own_votes:
-            self.state.listen_until_ms = self.clock.now_ms() + LISTEN_MS
+        is_reader = self.trainer is None
+        is_lost = not is_reader and not self.state.own_votes and self.store.get_meta(BEGUN_KEY) is None
+        if is_lost:
+            # By a vote on an old chain it could break the voting rules with one that is in the lost log.
+            self.warnings["log"] = "the log of this node was lost: it votes when a peer has told it what it had"
+            log.warning("%s.", self.warnings["log"])
+        if self.state.own_votes or is_lost:
+            self.state.listen_until_ms = FOR_EVER_MS if is_lost else self.clock.now_ms() + LISTEN_MS
             group.create_task(self._tell_when_synced())
             await self.network.broadcast(self.store.own_votes()[-MAX_REPEATED_VOTES:])
         group.create_task(self.exchange.run(interval_s=min(max(window_s / 5, 0.5), 10.0)))
@@ -328,6 +337,7 @@ class Runner:
 
     async def _tell_when_synced(self) -> None:
         await self.exchange.synced.wait()
+        self.warnings.pop("log", None)
         self.feed(io.Synced())
 
     # ---- work --------------------------------------------------------------------------------------
