@@ -9,13 +9,12 @@ from fullrank_node.errors import NodeError
 from fullrank_node.node_keys import verdict_key
 from fullrank_node.retention import Holdings, Plan, is_snapshot_due, plan_removal
 from fullrank_node.runner import Runner
+from fullrank_node.snapshots import stored_snapshots
 from fullrank_protocol.chain import Mark
 from fullrank_protocol.checkpoint import Checkpoint
-from fullrank_protocol.envelope import open_envelope
 from fullrank_protocol.fork_choice import Node
-from fullrank_protocol.snapshot import Snapshot, num_elements, open_snapshot
+from fullrank_protocol.snapshot import Snapshot, num_elements
 from fullrank_protocol.verifying import contributions
-from fullrank_protocol.wire import objects_pb2 as wire
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +23,8 @@ GIGABYTE = 10**9
 DEFAULT_DISK_GB = 50.0
 """For deltas and snapshots of a node that is no archive and whose owner has set nothing."""
 
-KEPT_SNAPSHOTS = 2
-"""Own snapshots kept: a download of the one before takes hours on a slow line, and is not cut off by the next."""
+KEPT_BY_ARCHIVES = 2
+"""Own snapshots that an archive keeps: on a slow line a download takes hours, and the next one must not cut it off."""
 
 LOOK_S = 60.0
 """Time between two looks at the disk when nothing becomes final."""
@@ -46,6 +45,7 @@ class Keeper:
         self._store = runner.store
         self._genesis = runner.genesis
         self._archive = config.archive
+        self._num_kept = KEPT_BY_ARCHIVES if config.archive else 1
         self._makes = config.archive or config.snapshots
         self._wake = asyncio.Event()
         self._decided: dict[bytes, tuple[int, int]] = {}
@@ -73,7 +73,8 @@ class Keeper:
 
     async def _look(self) -> None:
         self._follow_final()
-        self._note_applied()
+        if self._state.arrival.believed != self._read_for:
+            self._read_hints()
         if self._makes and is_snapshot_due(delta_bytes=self._uncovered_bytes(), snapshot_bytes=self._snapshot_bytes()):
             await self._make()
         holdings = await asyncio.to_thread(self._holdings)
@@ -92,26 +93,21 @@ class Keeper:
             return False
         self._covering = made
         self._own.append(made)
-        while len(self._own) > KEPT_SNAPSHOTS:
+        while len(self._own) > self._num_kept:
             old = self._own.pop(0)
             if all(old.blob != kept.blob for kept in self._own):
                 await asyncio.to_thread(self._store.blobs.delete, old.blob.id)
         return True
 
     def _read_hints(self) -> None:
-        """Own snapshots of earlier lives whose blobs are here."""
-        for data in self._store.objects(type=wire.SNAPSHOT):
-            snapshot = open_snapshot(open_envelope(data, swarm=self._genesis.swarm), self._genesis)
-            if snapshot.author == self._runner.key.public_key and self._store.blobs.has(snapshot.blob.id):
-                self._own = [*self._own, snapshot][-KEPT_SNAPSHOTS:]
-                self._covering = snapshot
-
-    def _note_applied(self) -> None:
-        """The snapshot that this node arrived by covers what lies below it as well as one of its own."""
-        for snapshot in self._state.arrival.snapshots.values():
-            newer = self._covering is None or snapshot.slot > self._covering.slot
-            held = self._store.get_meta(verdict_key(snapshot.id)) == b"\x01"
-            if newer and held and self._store.blobs.has(snapshot.blob.id):
+        """Snapshots that this node made or arrived by, and that are here: they cover what lies below them."""
+        self._read_for = self._state.arrival.believed
+        for snapshot in stored_snapshots(self._store, self._genesis):
+            if self._store.get_meta(verdict_key(snapshot.id)) != b"\x01":
+                continue
+            if snapshot.author == self._runner.key.public_key and snapshot not in self._own:
+                self._own = [*self._own, snapshot][-self._num_kept :]
+            if self._covering is None or snapshot.slot > self._covering.slot:
                 self._covering = snapshot
 
     def _snapshot_bytes(self) -> int:

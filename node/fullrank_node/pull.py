@@ -8,7 +8,7 @@ What it has fetched stays in the home, so that the next pull fetches only what i
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fullrank_node.base_supply import BaseSupply
@@ -22,13 +22,13 @@ from fullrank_node.founding import fetch_genesis, visiting_network, wait_for_pee
 from fullrank_node.home import Home
 from fullrank_node.identity_file import create_identity, load_identity
 from fullrank_node.masters import Masters
-from fullrank_node.merger import Merger
+from fullrank_node.merger import Merger, MergeRejectedError
 from fullrank_node.model.export.provenance import PROVENANCE_NAME, read_provenance
 from fullrank_node.model.master import MasterStore
-from fullrank_node.network.interface import Network
+from fullrank_node.network.interface import BlobUnavailable, Network
 from fullrank_node.node_keys import BASE_DIGEST_KEY, BASE_DIR_KEY
 from fullrank_node.operations import Progress, PullReport, VerifyReport
-from fullrank_node.replay import first_mismatch
+from fullrank_node.replay import apply_start, find_start, first_mismatch
 from fullrank_node.restoring import restored_state
 from fullrank_node.runner import Runner
 from fullrank_node.store import Store
@@ -38,6 +38,7 @@ from fullrank_protocol.errors import ProtocolError
 from fullrank_protocol.fork_choice import Tree
 from fullrank_protocol.genesis import Genesis, open_genesis
 from fullrank_protocol.link import Link, parse_link
+from fullrank_protocol.verifying import contributions
 
 STALL_S = 20.0
 """A pull that makes no progress for this long goes on with what it has: some peer claims more than it shows."""
@@ -87,14 +88,16 @@ async def pull(
     if not target:
         return await _export_own(home, out=out, form=format, number=round, provisional=provisional, progress=progress)
     link = read_target(target)
-    async with _following(home, link, base=base, progress=progress) as (follower, runner):
+    way = Way(highest_round=round)
+    async with _following(home, link, base=base, progress=progress, way=way) as (follower, runner):
         await _catch_up(runner, progress=progress)
         tree = runner.state.tree
         _require_pinned(link, tree)
-        chosen = _choose(tree, number=round, provisional=provisional)
+        believed = runner.state.arrival.believed
+        chosen = _choose(tree, number=round, provisional=provisional, believed=believed)
         manifest = await follower.masters.ensure(chosen.id, runner.state)
         progress("writing the model")
-        return await write_model(
+        report = await write_model(
             genesis=follower.genesis,
             store=follower.store,
             tree=tree,
@@ -106,6 +109,13 @@ async def pull(
             out=out,
             form=format,
         )
+    if believed is None:
+        return report
+    note = (
+        f"Rounds up to {tree.state(believed.checkpoint).round} were not recomputed here but taken by a snapshot that "
+        "gives the certified digest: `fullrank verify LINK` recomputes them, if their deltas can be had."
+    )
+    return replace(report, notes=(*report.notes, note))
 
 
 async def verify(home: Home, target: str, *, base: Path | None, progress: Progress) -> VerifyReport:
@@ -139,8 +149,10 @@ async def verify(home: Home, target: str, *, base: Path | None, progress: Progre
         return await _replay(place, base=base, progress=progress, upto=claim)
     if target:
         link = read_target(target)
-        async with _following(home, link, base=base, progress=progress) as (_, runner):
+        way = Way(prefers_replay=True)
+        async with _following(home, link, base=base, progress=progress, way=way) as (follower, runner):
             await _catch_up(runner, progress=progress)
+            await _fetch_missing(runner, follower.store, progress=progress)
         return await _replay(_log_of(home, link.swarm), base=base, progress=progress)
     return await _replay(home, base=base, progress=progress)
 
@@ -155,7 +167,7 @@ def read_target(target: str) -> Link:
         return parse_link(target)
     except ProtocolError as error:
         raise NodeError(
-            f"this is no link: it {error.detail}",
+            f"this is no link: {error.detail}",
             hint="A link begins with fullrank: and comes from `fullrank create` or `fullrank invite`. Quote it.",
             exit_code=ExitCode.USAGE,
         ) from error
@@ -164,9 +176,22 @@ def read_target(target: str) -> Link:
 # ---- following -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How to arrive where a snapshot may be had (protocol section 12).
+
+    Attributes:
+        highest_round: No snapshot of a later round: that one is wanted.
+        prefers_replay: A snapshot only where a delta is not to be had.
+    """
+
+    highest_round: int | None = None
+    prefers_replay: bool = False
+
+
 @contextlib.asynccontextmanager
 async def _following(
-    home: Home, link: Link, *, base: Path | None, progress: Progress
+    home: Home, link: Link, *, base: Path | None, progress: Progress, way: Way
 ) -> AsyncIterator[tuple[Follower, Runner]]:
     """A node that follows the link's swarm over the network, in a home of its own below `home`."""
     place = _pull_home(home, link.swarm)
@@ -183,6 +208,8 @@ async def _following(
                     base_digest=made.base.digest,
                     now_ms=SystemClock().now_ms(),
                 )
+                state.arrival.highest_round = way.highest_round
+                state.arrival.prefers_replay = way.prefers_replay
                 runner = Runner(
                     key=key,
                     genesis=genesis,
@@ -237,17 +264,21 @@ async def _follower(
 async def _catch_up(runner: Runner, *, progress: Progress) -> None:
     """Return when everything the neighbours have told of is fetched and recomputed here."""
     loop = asyncio.get_running_loop()
-    last_change, before = loop.time(), (0, 0, 0)
+    last_change, before = loop.time(), (0, 0, 0, (0, 0))
     while True:
         if runner.failure is not None:
             raise runner.failure
         tree, exchange = runner.state.tree, runner.exchange
         total, open_ = len(tree.nodes) - 1, len(runner.state.unverified)
-        progress("recomputing rounds", done=total - open_, total=total)
+        sought, moved = runner.state.arrival.sought, runner.snapshots.progress()
+        if sought is None:
+            progress("recomputing rounds", done=total - open_, total=total)
+        else:
+            progress("fetching a snapshot of the weights", done=moved[0], total=sought.blob.num_bytes)
         claimed = max(exchange.final_slots.values(), default=0)
         if exchange.synced.is_set() and not open_ and tree.final.slot >= claimed:
             return
-        now = (total, open_, tree.final.slot)
+        now = (total, open_, tree.final.slot, moved)
         if now != before:
             last_change, before = loop.time(), now
         if loop.time() - last_change > STALL_S:
@@ -260,6 +291,22 @@ async def _catch_up(runner: Runner, *, progress: Progress) -> None:
                 exit_code=ExitCode.RETRY,
             )
         await asyncio.sleep(POLL_S)
+
+
+async def _fetch_missing(runner: Runner, store: Store, *, progress: Progress) -> None:
+    """Fetch the deltas of the final chain that are not here, as far as anybody has them: to replay from the base."""
+    assert runner.network is not None
+    tree, network = runner.state.tree, runner.network
+    chain = (node.checkpoint for node in tree.chain(tree.final.checkpoint))
+    wanted = [each for checkpoint in chain if checkpoint is not None for each in contributions(checkpoint)]
+    missing = [each for each in wanted if not store.blobs.has(each.blob.id)]
+    for number, contribution in enumerate(missing):
+        progress("fetching old deltas", done=number, total=len(missing))
+        providers = [*runner.exchange.archives, contribution.member]
+        try:
+            await network.fetch_blob(contribution.blob, providers=providers, blobs=store.blobs)
+        except BlobUnavailable:
+            return  # One is enough: the replay has to start above it.
 
 
 async def _genesis(place: Home, link: Link, network: Network, *, progress: Progress) -> Genesis:
@@ -286,7 +333,7 @@ def _require_pinned(link: Link, tree: Tree) -> None:
         )
 
 
-def _choose(tree: Tree, *, number: int | None, provisional: bool) -> ChainState:
+def _choose(tree: Tree, *, number: int | None, provisional: bool, believed: Mark | None = None) -> ChainState:
     tip = tree.head() if provisional else tree.state(tree.final.checkpoint)
     if number is None:
         if tip.round == 0:
@@ -296,7 +343,8 @@ def _choose(tree: Tree, *, number: int | None, provisional: bool) -> ChainState:
                 exit_code=ExitCode.RETRY,
             )
         return tip
-    marks = [node.state for node in tree.chain(tip.id) if node.state.round == number]
+    lowest = believed.slot if believed is not None else 0  # Below, no weights are to be had; empty ones share them.
+    marks = [node.state for node in tree.chain(tip.id, above_slot=lowest - 1) if node.state.round == number]
     if number == 0:
         return tree.root
     if not marks:
@@ -368,12 +416,31 @@ async def _replay(
                 final = genesis.swarm
             chain = [node.checkpoint for node in tree.chain(final) if node.checkpoint is not None]
             merger = Merger(home=scratch, store=log, genesis=genesis, worker=made.merger.worker, threads=None)
+            manifest, digest = made.base.manifest, made.base.digest
+            notes: tuple[str, ...] = ()
+            start = find_start(log, genesis, chain)
+            if start is not None and not known:
+                progress("applying a snapshot")
+                try:
+                    manifest = await apply_start(start, log, merger, tree, base=manifest)
+                except MergeRejectedError as error:
+                    known = f"the snapshot of slot {start.slot}: {error.detail}"
+                else:
+                    digest = tree.state(start.checkpoint).model_digest
+                    tree.believe(start.checkpoint)
+                    skipped = tree.state(start.checkpoint).round
+                    chain = [checkpoint for checkpoint in chain if checkpoint.slot > start.slot]
+                    notes = (
+                        f"Deltas up to round {skipped} are not all here: replayed from a certified snapshot of it "
+                        "on, whose weights have the digest that the certifiers voted for. What lies below it is "
+                        "believed, not recomputed; an archive node's log can be verified from the base.",
+                    )
             mismatch = known or await first_mismatch(
                 tree,
                 chain,
                 merger,
-                base_manifest=made.base.manifest,
-                base_digest=made.base.digest,
+                base_manifest=manifest,
+                base_digest=digest,
                 on_checkpoint=lambda done: progress("replaying", done=done, total=len(chain)),
             )
         end = tree.state(final)
@@ -386,6 +453,7 @@ async def _replay(
             digest=end.model_digest or made.base.digest,
             final=_is_final(tree, end.here),
             mismatch=mismatch,
+            notes=notes,
         )
 
 

@@ -1,13 +1,55 @@
-"""Replays a signed log from the base and names the first thing that does not agree."""
+"""Replays a signed log and names the first thing that does not agree.
 
-from collections.abc import Callable
+From the base, or, where deltas are gone, from the newest snapshot that every delta above it is there for.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 
 from fullrank_node.errors import NodeError
 from fullrank_node.masters import merge_request
 from fullrank_node.merger import Merger, MergeRejectedError
+from fullrank_node.snapshots import stored_snapshots
+from fullrank_node.store import Store
 from fullrank_protocol.checkpoint import Checkpoint
 from fullrank_protocol.fork_choice import Tree
+from fullrank_protocol.genesis import Genesis
+from fullrank_protocol.snapshot import Snapshot
 from fullrank_protocol.verifying import judge_numbers
+
+
+def find_start(log: Store, genesis: Genesis, chain: Sequence[Checkpoint]) -> Snapshot | None:
+    """Where a replay has to start; None: at the base, because every delta is here, or because there is no other way.
+
+    Args:
+        log: Holds the deltas and perhaps a snapshot.
+        genesis: Of its swarm.
+        chain: What is to be replayed, oldest first.
+    """
+    gone = [c.slot for c in chain if any(not log.blobs.has(a.contribution.blob.id) for a in c.accepted)]
+    if not gone:
+        return None
+    on_chain = {checkpoint.id for checkpoint in chain}
+    fit = [
+        snapshot
+        for snapshot in stored_snapshots(log, genesis)
+        if snapshot.checkpoint in on_chain and snapshot.slot >= gone[-1] and log.blobs.has(snapshot.blob.id)
+    ]
+    return min(fit, key=lambda snapshot: (snapshot.slot, snapshot.author), default=None)
+
+
+async def apply_start(
+    start: Snapshot, log: Store, merger: Merger, tree: Tree, *, base: Mapping[str, str]
+) -> dict[str, str]:
+    """The masters of the checkpoint at which a replay starts.
+
+    Raises:
+        MergeRejectedError: The snapshot does not give them.
+        NodeError: It cannot be applied here.
+    """
+    digest = tree.state(start.checkpoint).model_digest
+    return await merger.apply_snapshot(
+        log.blobs.path(start.blob.id), base=base, digest=digest, on_module=lambda _done: None
+    )
 
 
 async def first_mismatch(
@@ -19,13 +61,13 @@ async def first_mismatch(
     base_digest: bytes,
     on_checkpoint: Callable[[int], None],
 ) -> str:
-    """Recompute a chain from the genesis; empty when every weight, norm and digest agrees.
+    """Recompute a chain; empty when every weight, norm and digest agrees.
 
     Args:
         tree: Holds every checkpoint of the chain, placed: signatures, membership, votes and order hold already.
         checkpoints: The chain, oldest first.
         merger: Has every delta of the chain in its store.
-        base_manifest: Masters of the genesis.
+        base_manifest: Masters at its parent: of the genesis, or of a snapshot.
         base_digest: Their digest.
         on_checkpoint: Told how many have been replayed.
     """

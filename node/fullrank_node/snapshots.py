@@ -20,10 +20,12 @@ from fullrank_node.node_keys import verdict_key
 from fullrank_node.store import Store
 from fullrank_protocol import round_io as io
 from fullrank_protocol.blob import BlobRef
+from fullrank_protocol.envelope import open_envelope
 from fullrank_protocol.genesis import Genesis
 from fullrank_protocol.identity import SigningKey
 from fullrank_protocol.round_state import RoundState
-from fullrank_protocol.snapshot import Snapshot, make_snapshot
+from fullrank_protocol.snapshot import Snapshot, make_snapshot, open_snapshot
+from fullrank_protocol.wire import objects_pb2 as wire
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +100,10 @@ class Snapshots:
             await self.network.fetch_blob(snapshot.blob, providers=[snapshot.author, *others], blobs=blobs)
         try:
             return await self._merger.apply_snapshot(
-                blobs.path(snapshot.blob.id), digest=digest, on_module=self._note_module
+                blobs.path(snapshot.blob.id),
+                base=self._store.manifest(self._genesis.swarm) or {},
+                digest=digest,
+                on_module=self._note_module,
             )
         except MergeRejectedError:
             await asyncio.to_thread(blobs.drop_spoilt, snapshot.blob.id)
@@ -112,7 +117,9 @@ class Snapshots:
     # ---- making one --------------------------------------------------------------------------------
 
     async def make(self) -> Snapshot | None:
-        """Make a snapshot of the final checkpoint, keep its blob and tell everybody; None where nothing is final.
+        """Make a snapshot of the final checkpoint, keep its blob and tell everybody.
+
+        None where nothing is final, or where this node was no member then: nobody would heed it.
 
         Raises:
             NodeError: The disk is full, or masters are missing.
@@ -120,7 +127,8 @@ class Snapshots:
         tree = self._state.tree
         final, base = tree.final, self._store.manifest(self._genesis.swarm)
         manifest = self._store.manifest(final.checkpoint)
-        if not final.slot or base is None or manifest is None:
+        is_member = tree.state(final.checkpoint).members.is_member(self._key.public_key)
+        if not final.slot or not is_member or base is None or manifest is None:
             return None
         path = self._home.work_dir / f"snapshot-{final.checkpoint.hex()[:16]}"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -152,6 +160,13 @@ class Snapshots:
         return Snapshot(
             author=self._key.public_key, checkpoint=checkpoint, slot=slot, blob=blob, codec=1, envelope=envelope
         )
+
+
+def stored_snapshots(store: Store, genesis: Genesis) -> list[Snapshot]:
+    """Hints in the store whose blobs are here, in the order in which they came."""
+    hints = (open_envelope(data, swarm=genesis.swarm) for data in store.objects(type=wire.SNAPSHOT))
+    found = (open_snapshot(hint, genesis) for hint in hints)
+    return [snapshot for snapshot in found if store.blobs.has(snapshot.blob.id)]
 
 
 def describe(action: io.FetchSnapshot) -> str:

@@ -50,6 +50,7 @@ class Disk:
     Attributes:
         objects: Envelopes with their slots, in order of arrival.
         votes: The durable vote record.
+        believed: Checkpoints taken by a snapshot.
         blobs: Ids of the deltas here.
         num_writes: Durable writes so far.
     """
@@ -57,6 +58,7 @@ class Disk:
     objects: dict[bytes, tuple[Envelope, int]] = field(default_factory=dict)
     votes: list[Envelope] = field(default_factory=list)
     verdicts: dict[bytes, bool] = field(default_factory=dict)
+    believed: set[bytes] = field(default_factory=set)
     blobs: set[bytes] = field(default_factory=set)
     num_writes: int = 0
 
@@ -114,7 +116,13 @@ class SimulatedNode:
             trains=self.trains,
         )
         stored = [envelope for envelope, _ in self.disk.objects.values()]
-        restore(self.state, iter([*stored, *self.disk.votes]), self.disk.verdicts, self.now_ms())
+        restore(
+            self.state,
+            iter([*stored, *self.disk.votes]),
+            self.disk.verdicts,
+            self.now_ms(),
+            believed=frozenset(self.disk.believed),
+        )
         if self.state.own_votes:
             self.state.listen_until_ms = self.now_ms() + LISTEN_MS
         for vote in self.disk.votes[-MAX_REPEATED_VOTES:]:
@@ -277,6 +285,8 @@ class SimulatedNode:
                 self.receive(make_evidence(self.key, swarm=swarm, one=first, other=second))
             case round_io.SignTakeUp():
                 self.receive(make_take_up(self.key, swarm=swarm, issued_at_ms=self.now_ms()))
+            case round_io.Verified(checkpoint=checkpoint, believed=True):
+                self._write(lambda: self.disk.believed.add(checkpoint))
             case round_io.Verified(checkpoint=checkpoint, holds=holds):
                 self.world.checker.verified(self, action)
                 self._write(lambda: self.disk.verdicts.update({checkpoint: holds}))
