@@ -143,9 +143,21 @@ def _receive_checkpoint(state: RoundState, envelope: Envelope, now_ms: int) -> I
 
 
 def _is_referred_to(state: RoundState, checkpoint: Checkpoint) -> bool:
-    """Whether another certifier's vote or checkpoint waits for this one: then it may be what the swarm builds on."""
+    """Whether another certifier's vote or checkpoint waits for this one, or for one that waits for this one.
+
+    Then it may be what the swarm builds on.
+    """
     certifiers = state.tree.head().members.certifiers - {checkpoint.proposer}
-    return any(waiting.public_key in certifiers for waiting in state.parked.get(checkpoint.id, []))
+    seen = {checkpoint.id}
+    open_ids = [checkpoint.id]
+    while open_ids:
+        for waiting in state.parked.get(open_ids.pop(), []):
+            if waiting.public_key in certifiers:
+                return True
+            if waiting.type == wire.CHECKPOINT and waiting.id not in seen:
+                seen.add(waiting.id)
+                open_ids.append(waiting.id)
+    return False
 
 
 def _receive_vote(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
