@@ -179,11 +179,19 @@ def _state(node: "Node", reply: wire.StatusReply) -> tuple["wire.NodeState", str
         (node.pause_reason is not None, wire.NODE_PAUSED, node.pause_reason or ""),
         (runner.is_training, wire.NODE_TRAINING, ""),
         (bool(runner.state.unverified), wire.NODE_SYNCING, _syncing(runner)),
-        (not reply.member, wire.NODE_WAITING, runner.warnings.get("admission", "to be admitted")),
+        (not reply.member, wire.NODE_WAITING, _no_member(runner)),
         (bool(total) and reply.round >= total, wire.NODE_WAITING, f"all {total} rounds are done"),
     ]
     found = next((line for line in states if line[0]), (True, wire.NODE_WAITING, "for the next round"))
     return found[1], found[2]
+
+
+def _no_member(runner: "Runner") -> str:
+    """Why this node is no member: not yet, or not any more."""
+    key, members = runner.key.public_key, runner.state.tree.head().members
+    if members.is_banned(key) or key in members.former:
+        return f"this member {members.why_shut_out(key)}; the node serves and reads"
+    return runner.warnings.get("admission", "to be admitted")
 
 
 def _syncing(runner: "Runner") -> str:

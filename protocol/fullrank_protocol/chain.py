@@ -203,7 +203,7 @@ def check_contributor(contribution: Contribution, parent: ChainState, *, genesis
         return False
     if genesis.membership.policy == Policy.OPEN and not parent.members.is_banned(author):
         return True
-    raise RejectError(Rule.MEMBERSHIP, f"{author.hex()[:12]} is not a contributing member")
+    raise RejectError(Rule.MEMBERSHIP, f"is by {author.hex()[:12]}, who {parent.members.why_shut_out(author)}")
 
 
 def is_ancestor(mark: Mark, of: ChainState, *, lookup: Lookup) -> bool:

@@ -150,6 +150,14 @@ class Members:
         """Whether `key` was revoked or excluded; in an open swarm, strangers may do what the banned may not."""
         return key in self.revoked or key in self.excluded
 
+    def why_shut_out(self, key: bytes) -> str:
+        """What became of a key that has no rights (any more), as the end of a sentence about it."""
+        if key in self.revoked:
+            return "was revoked"
+        if key in self.excluded:
+            return "was excluded for breaking a voting rule"
+        return "has left" if key in self.former else "is not a contributing member"
+
     def has_record(self, record_id: bytes) -> bool:
         """Whether a record was carried already."""
         return record_id in self.seen

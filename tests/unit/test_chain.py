@@ -357,7 +357,7 @@ def test_evidence_excludes_from_the_checkpoint_that_carries_it_on() -> None:
     assert out.model_digest == before.model_digest
     refuses(tale, out, Rule.MEMBERSHIP, "is no certifier", slot=4, by="dan")
     late = tale.contribution("dan", out)
-    refuses(tale, out, Rule.MEMBERSHIP, "is not a contributing member", slot=4, accepted=[late])
+    refuses(tale, out, Rule.MEMBERSHIP, "was excluded for breaking a voting rule", slot=4, accepted=[late])
 
 
 def test_the_excluded_ones_earlier_votes_and_contributions_stand() -> None:
@@ -476,7 +476,7 @@ def test_members_contribute_from_the_checkpoint_after_their_admission() -> None:
         tale,
         tale.genesis,
         Rule.MEMBERSHIP,
-        f"{key('bob').hex()[:12]} is not a contributing member",
+        f"is by {key('bob').hex()[:12]}, who is not a contributing member",
         slot=1,
         records=[grant, admission],
         accepted=[mine],
@@ -510,7 +510,7 @@ def test_the_banned_are_no_strangers_either() -> None:
     tale = story("ada", "bob", "cyd", "dan", **OPEN)
     out = tale.grow(tale.genesis, slot=2, evidence=[tale.evidence(*two_votes_for_one_slot(tale, "dan"))])
     mine = tale.contribution("dan")
-    refuses(tale, out, Rule.MEMBERSHIP, "is not a contributing member", slot=3, accepted=[mine])
+    refuses(tale, out, Rule.MEMBERSHIP, "was excluded for breaking a voting rule", slot=3, accepted=[mine])
 
 
 def test_a_checkpoint_accepts_as_many_as_the_genesis_says() -> None:
