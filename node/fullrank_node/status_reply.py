@@ -62,6 +62,7 @@ def status_reply(node: "Node") -> wire.StatusReply:
             daemon=os.getpid(),
             trainer=node.trainer.pid or 0,
             worker=node.worker.pid or 0,
+            p2pd=node.network.process_id or 0,
             daemon_resident_bytes=psutil.Process().memory_info().rss,
         ),
     )

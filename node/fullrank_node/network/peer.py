@@ -310,6 +310,12 @@ class PeerNetwork:
     # ---- between the parts -----------------------------------------------------------------------
 
     @property
+    def process_id(self) -> int | None:
+        """Process id of p2pd; None while it is being replaced."""
+        generation = self._generation
+        return int(generation.p2p._child.pid) if generation is not None else None
+
+    @property
     def _generation(self) -> "Generation | None":
         return self._supervisor.current if self._supervisor is not None else None
 
