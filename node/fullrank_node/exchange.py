@@ -7,7 +7,7 @@ who are not connected yet.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fullrank_node.blob_store import BlobStore
@@ -34,6 +34,9 @@ MAX_REPLY_BYTES = 3 << 20
 MAX_INVENTORY_IDS = 50_000
 """Ids in one inventory (1.6 MB): some hundred slots of the largest swarm."""
 
+MAX_TAKEN_AT_ONCE = 100
+"""Objects taken in before other work of the daemon goes on: a tenth of a second or two."""
+
 OVERLAP_SLOTS = 4
 """Slots below the newest final one that inventories still cover: stale contributions live that long."""
 
@@ -47,14 +50,20 @@ class Exchange:
         store: Store,
         clock: Clock,
         state: "RoundState",
-        feed: Callable[[Envelope, bytes | None], None],
-        feed_event: Callable[[round_io.Event], None],
+        feed: Callable[..., None],
     ) -> None:
+        """Initialises.
+
+        Args:
+            store: Objects to tell of.
+            clock: Tells the time.
+            state: The round machine's, read only.
+            feed: Takes events for the round machine; several at a time are cheaper than one after another.
+        """
         self._store = store
         self._clock = clock
         self._state = state
         self._feed = feed
-        self._feed_event = feed_event
         self._network: Network | None = None
         self._dialling: set[asyncio.Task[None]] = set()
         self.head_slots: dict[bytes, int] = {}
@@ -87,23 +96,31 @@ class Exchange:
             case "get_chain":
                 return self._objects(self._chain(request.get_chain.after_slot))
             case "offer":
-                num_new = sum(self._take(envelope, peer) for envelope in request.offer.envelopes)
+                num_new = self._take(request.offer.envelopes, peer)
                 return peer_pb2.Response(received=peer_pb2.Received(num_new=num_new))
             case other:
                 failure = peer_pb2.Failure(code=peer_pb2.Failure.MALFORMED, detail=f"request {other!r} is not known")
                 return peer_pb2.Response(failure=failure)
 
-    def _take(self, data: bytes, peer: bytes | None) -> bool:
-        """Open one object of a neighbour and hand it on; True if it was new."""
-        try:
-            envelope = open_envelope(data, swarm=self._state.genesis.swarm)
-        except ProtocolError as error:
-            log.warning("Object from %s refused: %s.", _short(peer), error.detail)
-            return False
-        if envelope.id in self._state.known:
-            return False
-        self._feed(envelope, peer)
-        return True
+    def _take(self, objects: Iterable[bytes], peer: bytes | None) -> int:
+        """Open objects of a neighbour and hand them on together; how many were new."""
+        new = [envelope for envelope in self._opened(objects, peer) if envelope.id not in self._state.known]
+        if new:
+            self._feed(*(round_io.ObjectReceived(envelope=envelope) for envelope in new))
+        return len(new)
+
+    async def _take_many(self, objects: Sequence[bytes], peer: bytes) -> None:
+        """The same for a long answer, without holding up everything else."""
+        for start in range(0, len(objects), MAX_TAKEN_AT_ONCE):
+            self._take(objects[start : start + MAX_TAKEN_AT_ONCE], peer)
+            await asyncio.sleep(0)
+
+    def _opened(self, objects: Iterable[bytes], peer: bytes | None) -> Iterator[Envelope]:
+        for data in objects:
+            try:
+                yield open_envelope(data, swarm=self._state.genesis.swarm)
+            except ProtocolError as error:
+                log.warning("Object from %s refused: %s.", _short(peer), error.detail)
 
     def _objects(self, envelopes: Iterable[bytes]) -> peer_pb2.Response:
         reply = peer_pb2.Objects()
@@ -193,16 +210,14 @@ class Exchange:
             except NetworkError as error:
                 log.debug("Neighbour %s did not answer: %s", _short(info.key), error)
                 continue
-            for data in reply.objects.envelopes:
-                self._take(data, info.key)
+            await self._take_many(reply.objects.envelopes, info.key)
             missing -= self._state.known
 
     async def look_up(self, *, slot: int) -> None:
         """Read the DHT's hints of one slot: announced checkpoints, contributions, votes, records."""
         assert self._network is not None
         for kind in ("contribution", "vote", "record"):
-            for data in await self._network.lookup(kind, slot):
-                self._take(data, None)
+            self._take(await self._network.lookup(kind, slot), None)
         unknown: list[bytes] = []
         for data in await self._network.lookup("checkpoint", slot):
             try:
@@ -227,7 +242,7 @@ class Exchange:
         self._note_neighbour(peer, theirs)
         is_behind = theirs.head not in tree.nodes and theirs.head_slot > tree.head().slot + 1
         if is_behind:
-            self._feed_event(round_io.CatchingUp())
+            self._feed(round_io.CatchingUp())
             await self._fetch_chain(peer)
         missing = [object_id for object_id in theirs.object_ids if object_id not in self._state.known]
         while missing:
@@ -235,13 +250,12 @@ class Exchange:
             request = peer_pb2.Request(get_objects=peer_pb2.GetObjects(ids=batch))
             reply = await self._network.request(peer, request, timeout_s=REQUEST_TIMEOUT_S)
             taken = len(reply.objects.envelopes)
-            for data in reply.objects.envelopes:
-                self._take(data, peer)
+            await self._take_many(reply.objects.envelopes, peer)
             if reply.objects.more and taken:
                 missing = [i for i in batch if i not in self._state.known][: 500 - taken] + missing
         self.synced.set()
         if is_behind:
-            self._feed_event(round_io.Synced())
+            self._feed(round_io.Synced())
 
     async def _fetch_chain(self, peer: bytes) -> None:
         assert self._network is not None
@@ -250,8 +264,8 @@ class Exchange:
             request = peer_pb2.Request(get_chain=peer_pb2.GetChain(after_slot=after))
             reply = await self._network.request(peer, request, timeout_s=REQUEST_TIMEOUT_S)
             last = after
+            await self._take_many(reply.objects.envelopes, peer)
             for data in reply.objects.envelopes:
-                self._take(data, peer)
                 last = max(last, _checkpoint_slot(data, swarm=self._state.genesis.swarm))
             if not reply.objects.more or last <= after:
                 return

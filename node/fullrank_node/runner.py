@@ -30,7 +30,7 @@ from fullrank_protocol.genesis import Genesis
 from fullrank_protocol.hints import make_announcement
 from fullrank_protocol.identity import SigningKey
 from fullrank_protocol.membership import make_take_up
-from fullrank_protocol.round import step
+from fullrank_protocol.round import step_all
 from fullrank_protocol.round_state import RoundState, is_held
 from fullrank_protocol.vote import make_evidence, make_refusal, make_vote
 from fullrank_protocol.wire import objects_pb2 as wire
@@ -85,9 +85,7 @@ class Runner:
         self.masters = masters
         self.trainer = trainer
         self.clock = clock
-        self.exchange = Exchange(
-            store=store, clock=clock, state=state, feed=self._object_from_peer, feed_event=self.feed
-        )
+        self.exchange = Exchange(store=store, clock=clock, state=state, feed=self.feed)
         self.chain_log = ChainLog(store=store, state=state, key=key.public_key, clock=clock)
         self.network: Network | None = None
         self.warnings: dict[str, str] = {}
@@ -153,20 +151,22 @@ class Runner:
 
     # ---- events in -------------------------------------------------------------------------------
 
-    def feed(self, event: io.Event) -> None:
-        """Hand an event to the machine and carry out what it asks; actions may cause further events.
+    def feed(self, *events: io.Event) -> None:
+        """Hand events to the machine and carry out what it asks; actions may cause further events.
 
         Before `run` has begun, events wait for it.
         Where an action fails, the machine believes in something that is not so: nothing is fed to it any more,
         and `run` ends with the error, whoever called.
         """
-        self._events.append(event)
+        self._events.extend(events)
         if self._draining or self._group is None or self.failure is not None:
             return
         self._draining = True
         try:
             while self._events:
-                _, actions = step(self.state, self._events.popleft(), self.clock.now_ms())
+                batch = list(self._events)
+                self._events.clear()
+                _, actions = step_all(self.state, batch, self.clock.now_ms())
                 for action in actions:
                     self._carry_out(action)
         except NodeError as error:
@@ -187,10 +187,6 @@ class Runner:
     def is_training(self) -> bool:
         """Whether a delta is in the making."""
         return self._training is not None
-
-    def _object_from_peer(self, envelope: Envelope, peer: bytes | None) -> None:
-        del peer
-        self.feed(io.ObjectReceived(envelope=envelope))
 
     # ---- actions out -----------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ deltas below it wait. A snapshot that holds makes its checkpoint and all before 
 import math
 from collections.abc import Iterator
 
+from fullrank_protocol.duties import forget_old
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.fork_choice import Node
 from fullrank_protocol.round_io import Action, Drop, FetchSnapshot, SnapshotRefused, Verified
@@ -77,6 +78,7 @@ def snapshot_applied(state: RoundState, checkpoint: bytes) -> Iterator[Action]:
     node = state.tree.nodes[checkpoint]
     if node.verdict is None and node.checkpoint is not None and state.tree.is_voted_final(node.state):
         believe(state, checkpoint)
+        forget_old(state)  # Before anybody looks for deltas that are not held back any more.
         yield Verified(checkpoint=checkpoint, holds=True, key=merge_key(node.checkpoint), believed=True)
 
 

@@ -107,6 +107,7 @@ def test_a_snapshot_that_holds_makes_its_past_verified_and_the_rest_is_recompute
     assert machine.head.id == past.rounds[-1].id
     assert not machine.state.unverified
     assert machine.state.arrival.believed == past.rounds[4].here
+    assert not [check for check in some(CheckDelta, done) if check.contribution.base_slot < 5]
 
 
 def test_after_a_restart_it_still_holds(past: Past) -> None:
