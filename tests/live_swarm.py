@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import psutil
+from namespaces import Lan
 
 from fullrank_node.api.client import connect
 from fullrank_node.cli.render import plain
@@ -53,8 +54,8 @@ FEW_STEPS = 3
 MANY_STEPS = 60
 """More than fit into a slot on most machines: whoever has to be caught while training trains that long."""
 
-LOCAL = ("--listen", "/ip4/127.0.0.1/tcp/0", "--threads", "1")
-"""One processor thread for each node, and no address that anybody outside could dial."""
+SMALL = ("--threads", "1")
+"""One processor thread for each node."""
 
 _LIAR = """
 import sys
@@ -65,6 +66,8 @@ BlobStore.read_chunk = lambda store, blob_id, index: honest(store, blob_id, inde
 sys.exit(daemon.main(["--home", sys.argv[1]]))
 """
 """A daemon that changes the last byte of every chunk it serves; its own files are as they should be."""
+
+CRASHING = Path(__file__).with_name("crashing_daemon.py")
 
 running: "list[LiveSwarm]" = []
 """Swarms that were not closed yet: their logs belong into the report of a failed test."""
@@ -78,6 +81,8 @@ class LiveNode:
     def __init__(self, name: str, home: Path, environment: dict[str, str]) -> None:
         self.name = name
         self.home = Home(home)
+        self.prefix: Sequence[str] = ()  # Put before every command: the way into a network namespace.
+        self.listen = "/ip4/127.0.0.1/tcp/0"  # No address that anybody outside could dial.
         self._environment = environment
         self._seen: dict[tuple[int, float], psutil.Process] = {}
 
@@ -89,7 +94,7 @@ class LiveNode:
     def fullrank(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run one command on this home; its exit code must be `code`."""
         done = subprocess.run(
-            [FULLRANK, *arguments, "--home", self.home.path],
+            [*self.prefix, FULLRANK, *arguments, "--home", self.home.path],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -131,6 +136,20 @@ class LiveNode:
             )
         self._note(psutil.Process(process.pid))
         wait_until(f"{self.name} answers", lambda: self.status()["running"], [self])
+
+    def start_to_crash(self, point: str) -> subprocess.Popen[bytes]:
+        """Start a daemon that kills itself at a point named in `crashing_daemon`; what it says is in `daemon.out`."""
+        with (self.home.logs_dir / "daemon.out").open("wb") as output:
+            process = subprocess.Popen(
+                [*self.prefix, sys.executable, "-P", CRASHING, point, self.home.path],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self._environment,
+                start_new_session=True,
+            )
+        self._note(psutil.Process(process.pid))
+        return process
 
     # ---- looking -----------------------------------------------------------------------------------
 
@@ -220,6 +239,10 @@ class LiveNode:
                 for process in self.family():
                     self._note(process)
 
+    def remembered(self) -> list[psutil.Process]:
+        """Everything that was seen running on this home."""
+        return list(self._seen.values())
+
     def _note(self, process: psutil.Process) -> None:
         self._seen[process.pid, process.create_time()] = process
 
@@ -242,8 +265,9 @@ class LiveNode:
 class LiveSwarm:
     """The nodes of one swarm, and the place where they live; a context manager."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, lan: Lan | None = None) -> None:
         self.directory = directory
+        self.lan = lan  # Where given, every node lives on the host of its name.
         self.nodes: dict[str, LiveNode] = {}
         self.sockets = Path(tempfile.mkdtemp(prefix="live-", dir="/tmp"))  # Short: socket paths end at 107 characters.
         self.environment = os.environ | {
@@ -272,14 +296,17 @@ class LiveSwarm:
     def node(self, name: str, *, steps: int = FEW_STEPS) -> LiveNode:
         """A home that belongs to no swarm yet; its trainer will make that many steps for one delta."""
         environment = self.environment | {"FULLRANK_TRAIN__MAX_STEPS": str(steps)}
-        self.nodes[name] = LiveNode(name, self.directory / name, environment)
-        return self.nodes[name]
+        node = LiveNode(name, self.directory / name, environment)
+        if self.lan is not None:
+            node.prefix, node.listen = self.lan.way_into(name), f"/ip4/{self.lan.addresses[name]}/tcp/0"
+        self.nodes[name] = node
+        return node
 
     def found(self, name: str, *, base: str = "embedded:demo", options: Sequence[str] = ()) -> LiveNode:
         """The founder, with its daemon running."""
         node = self.node(name)
         who = ("--name", "test swarm", "--node-name", name, "--data", str(self.data_of(name)))
-        node.fullrank("create", "--base", base, *who, *LOCAL, *QUICK, *options)
+        node.fullrank("create", "--base", base, *who, "--listen", node.listen, *SMALL, *QUICK, *options)
         return node
 
     def invite(self, founder: LiveNode, *, count: int = 8) -> Link:
@@ -289,9 +316,9 @@ class LiveSwarm:
     def join(self, link: Link, name: str, *options: str, steps: int = FEW_STEPS) -> LiveNode:
         """A new member, with its daemon running; no `--listen` where the options speak of listening."""
         node = self.node(name, steps=steps)
-        where = LOCAL[2:] if "--no-listen" in options else LOCAL
+        where = () if "--no-listen" in options else ("--listen", node.listen)
         who = ("--name", name, "--data", str(self.data_of(name)))
-        node.fullrank("join", str(link), "--yes", *who, *where, *options)
+        node.fullrank("join", str(link), "--yes", *who, *where, *SMALL, *options)
         return node
 
     def join_together(self, link: Link, options: dict[str, Sequence[str]]) -> list[LiveNode]:
