@@ -91,7 +91,7 @@ class LiveScreen:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         console = Console(stderr=True)
         self._top = Progress(
@@ -99,8 +99,7 @@ class LiveScreen:
         )
         self._nodes = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=16),  # All of it fits into 80 columns.
             TextColumn("{task.fields[text]}", markup=False),
             console=console,
         )

@@ -220,17 +220,18 @@ class DemoSwarm:
     def _line(self, node: DemoNode, status: wire.StatusReply) -> NodeLine:
         training, per_round = status.training, self._plan.max_steps
         is_training = status.state == wire.NODE_TRAINING
-        done = min(status.head.round, self._plan.rounds) * per_round
-        standing = f"round {status.head.round}, final {status.final.round}" if status.head.round else ""
+        rounds = self._plan.rounds
+        done = min(status.head.round, rounds) * per_round
+        standing = f"round {status.head.round}/{rounds}, final {status.final.round}" if status.head.round else ""
         merged = f"{status.mine.accepted} of its deltas merged" if status.mine.accepted else ""
         loss = f"loss {training.loss_last:.2f}" if training.HasField("loss_last") else ""
-        doing = f"step {training.step}/{training.of}" if is_training else _reason(status)
+        doing = f"step {training.step}/{training.of}" if is_training else "" if standing else _reason(status)
         return NodeLine(
             name=node.name,
             domain=node.domain,
-            text="  ".join(part for part in (standing, merged, loss, doing) if part),
+            text="  ".join(part for part in (standing, loss, doing) if part),
             done=done + (min(training.step, per_round) if is_training else 0),
-            total=self._plan.rounds * per_round,
+            total=rounds * per_round,
             milestone=standing or ("ready" if status.state == wire.NODE_PAUSED else ""),
             figures="  ".join(part for part in (merged, loss) if part),
         )
