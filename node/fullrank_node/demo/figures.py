@@ -1,4 +1,4 @@
-"""What a swarm has achieved, measured after the fact: from the log that a reader pulled, and from training alone.
+"""What a swarm has achieved, measured after the fact: from a node's log, and from training alone.
 
 Everything here recomputes: the weights of every round are replayed from the base and the log, and each node trains
 again by itself for as many steps as it did in the swarm.
@@ -64,7 +64,7 @@ class LogFigures:
 
 
 async def read_log(place: Home) -> LogFigures:
-    """Replay the final chain in the home of a reader (or of a stopped node) and measure every round.
+    """Replay the final chain in the home of a stopped node that keeps every delta, and measure every round.
 
     Raises:
         NodeError: The log is damaged, or takes too long to replay.

@@ -135,8 +135,11 @@ class Demo:
             with self._timed("finality"):
                 digests = await swarm.until_final(beside=alone)
             with self._timed("pull"):
-                report, log = await swarm.watched(self._pull(link))
+                report = await swarm.watched(self._pull(link))
             await swarm.stop()
+            with self._timed("rank"):
+                self._screen.phase("measuring the rank of the accumulated update, round by round")
+                log = await read_log(swarm.nodes[0].home)
             with self._timed("judge"):
                 before, after = await self._judge(judge, texts)
             with self._timed("alone"):
@@ -184,13 +187,12 @@ class Demo:
         ]
         return DemoSwarm(nodes, plan=plan, screen=self._screen)
 
-    async def _pull(self, link: Link) -> tuple[PullReport, LogFigures]:
-        """A reader that is no member fetches the final model, and measures the log that it has recomputed."""
+    async def _pull(self, link: Link) -> PullReport:
+        """A reader that is no member fetches the final model and checks it."""
         self._screen.phase("a reader, no member, pulls the final model by the link and recomputes it")
-        reader = Home(self._directory / "reader")
         async with bounded(PULL_TIMEOUT_S, "pulling the model"):
-            report = await pull.pull(
-                reader,
+            return await pull.pull(
+                Home(self._directory / "reader"),
                 str(link),
                 out=self._model_dir,
                 format="hf",
@@ -199,9 +201,6 @@ class Demo:
                 provisional=False,
                 progress=no_progress,
             )
-        self._screen.phase("measuring the rank of the accumulated update, round by round")
-        [place] = (reader.path / "pulls").iterdir()
-        return report, await read_log(Home(place))
 
     async def _judge(self, judge: ChildProcess, texts: DemoTexts) -> tuple[dict[str, Any], dict[str, Any]]:
         """The base and the pulled model on text that no node had."""
