@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from fullrank_node.config import Config
 from fullrank_node.errors import NodeError
 from fullrank_node.node_keys import verdict_key
+from fullrank_node.restoring import stored_snapshots
 from fullrank_node.retention import Holdings, Plan, is_snapshot_due, plan_removal
 from fullrank_node.runner import Runner
-from fullrank_node.snapshots import stored_snapshots
 from fullrank_protocol.chain import Mark
 from fullrank_protocol.checkpoint import Checkpoint
 from fullrank_protocol.fork_choice import Node

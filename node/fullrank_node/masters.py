@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.merger import Merger, MergeRejectedError
 from fullrank_node.network.interface import BlobUnavailable, Network
+from fullrank_node.restoring import stored_snapshots
 from fullrank_node.store import Store
 from fullrank_protocol.chain import contribution_staleness
 from fullrank_protocol.checkpoint import Checkpoint
@@ -178,8 +179,8 @@ class Masters:
     async def _from_snapshot(self, checkpoint: Checkpoint, state: RoundState) -> dict[str, str] | None:
         """The masters that a snapshot on this disk gives; None where there is none that does."""
         blobs = self._store.blobs
-        for snapshot in state.arrival.snapshots.values():
-            if snapshot.checkpoint != checkpoint.id or not blobs.has(snapshot.blob.id):
+        for snapshot in stored_snapshots(self._store, state.genesis):
+            if snapshot.checkpoint != checkpoint.id:
                 continue
             try:
                 manifest = await self._merger.apply_snapshot(

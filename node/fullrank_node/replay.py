@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fullrank_node.errors import NodeError
 from fullrank_node.masters import merge_request
 from fullrank_node.merger import Merger, MergeRejectedError
-from fullrank_node.snapshots import stored_snapshots
+from fullrank_node.restoring import stored_snapshots
 from fullrank_node.store import Store
 from fullrank_protocol.checkpoint import Checkpoint
 from fullrank_protocol.fork_choice import Tree

@@ -1,12 +1,18 @@
-"""The round machine's state as the store remembers it."""
+"""What the store remembers: the round machine's state, and snapshots."""
+
+import logging
 
 from fullrank_node.node_keys import BELIEVED, verdict_key
 from fullrank_node.store import Store
 from fullrank_protocol.envelope import Envelope, open_envelope
+from fullrank_protocol.errors import RejectError
 from fullrank_protocol.genesis import Genesis
 from fullrank_protocol.round import restore
 from fullrank_protocol.round_state import RoundState, new_state
+from fullrank_protocol.snapshot import Snapshot, open_snapshot
 from fullrank_protocol.wire import objects_pb2 as wire
+
+log = logging.getLogger(__name__)
 
 
 def restored_state(
@@ -20,6 +26,8 @@ def restored_state(
     now_ms: int,
 ) -> RoundState:
     """A state that holds every stored object, and every own vote even where its object was lost.
+
+    What does not open is dropped: what was stored had been checked, so the disk has spoilt it.
 
     Args:
         genesis: Of the swarm.
@@ -35,7 +43,12 @@ def restored_state(
     believed: set[bytes] = set()
     envelopes: list[Envelope] = []
     for data in [*store.objects(), *store.own_votes()]:
-        envelope = open_envelope(data, swarm=genesis.swarm)
+        try:
+            envelope = open_envelope(data, swarm=genesis.swarm)
+        except RejectError as error:
+            log.warning("An object in the log is damaged on this disk and comes from peers again: it %s.", error.detail)
+            store.drop_damaged(data)
+            continue
         envelopes.append(envelope)
         if trust_verdicts and envelope.type in (wire.CHECKPOINT, wire.SNAPSHOT):
             verdict = store.get_meta(verdict_key(envelope.id))
@@ -45,3 +58,10 @@ def restored_state(
                 verdicts[envelope.id] = verdict == b"\x01"
     state.arrival.blobs_here = frozenset(store.blobs.ids())
     return restore(state, iter(envelopes), verdicts, now_ms, believed=frozenset(believed))
+
+
+def stored_snapshots(store: Store, genesis: Genesis) -> list[Snapshot]:
+    """Hints in the store whose blobs are here, in the order in which they came."""
+    hints = (open_envelope(data, swarm=genesis.swarm) for data in store.objects(type=wire.SNAPSHOT))
+    found = (open_snapshot(hint, genesis) for hint in hints)
+    return [snapshot for snapshot in found if store.blobs.has(snapshot.blob.id)]

@@ -20,12 +20,10 @@ from fullrank_node.node_keys import verdict_key
 from fullrank_node.store import Store
 from fullrank_protocol import round_io as io
 from fullrank_protocol.blob import BlobRef
-from fullrank_protocol.envelope import open_envelope
 from fullrank_protocol.genesis import Genesis
 from fullrank_protocol.identity import SigningKey
 from fullrank_protocol.round_state import RoundState
-from fullrank_protocol.snapshot import Snapshot, make_snapshot, open_snapshot
-from fullrank_protocol.wire import objects_pb2 as wire
+from fullrank_protocol.snapshot import Snapshot, make_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -160,13 +158,6 @@ class Snapshots:
         return Snapshot(
             author=self._key.public_key, checkpoint=checkpoint, slot=slot, blob=blob, codec=1, envelope=envelope
         )
-
-
-def stored_snapshots(store: Store, genesis: Genesis) -> list[Snapshot]:
-    """Hints in the store whose blobs are here, in the order in which they came."""
-    hints = (open_envelope(data, swarm=genesis.swarm) for data in store.objects(type=wire.SNAPSHOT))
-    found = (open_snapshot(hint, genesis) for hint in hints)
-    return [snapshot for snapshot in found if store.blobs.has(snapshot.blob.id)]
 
 
 def describe(action: io.FetchSnapshot) -> str:

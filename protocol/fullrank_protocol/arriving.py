@@ -11,7 +11,7 @@ from fullrank_protocol.duties import forget_old
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.fork_choice import Node
 from fullrank_protocol.round_io import Action, Drop, FetchSnapshot, SnapshotRefused, Verified
-from fullrank_protocol.round_state import DeltaStatus, RoundState
+from fullrank_protocol.round_state import DeltaStatus, RoundState, note_if_beside
 from fullrank_protocol.snapshot import Offer, Snapshot, fewest_bytes
 from fullrank_protocol.verifying import contributions, merge_key
 
@@ -84,9 +84,18 @@ def snapshot_applied(state: RoundState, checkpoint: bytes) -> Iterator[Action]:
 
 def believe(state: RoundState, checkpoint: bytes) -> None:
     """Take a checkpoint and all before it as verified, as a snapshot has shown or had shown before a restart."""
-    for opened in state.tree.believe(checkpoint) if checkpoint in state.tree.nodes else ():
-        state.unverified.pop(opened, None)
-        state.arrival.believed = state.tree.state(checkpoint).here
+    tree, arrival = state.tree, state.arrival
+    if checkpoint not in tree.nodes:
+        return
+    opened = tree.believe(checkpoint)
+    if not opened:
+        return
+    arrival.believed = tree.state(checkpoint).here
+    for ancestor in opened:
+        state.unverified.pop(ancestor, None)
+    for other in list(state.unverified):  # In order of arrival: parents first.
+        if note_if_beside(state, tree.state(other)):
+            del state.unverified[other]
 
 
 def snapshot_refused(state: RoundState, event: SnapshotRefused) -> Iterator[Action]:

@@ -22,6 +22,7 @@ from fullrank_protocol.round_state import (
     MAX_PARKED,
     Candidate,
     RoundState,
+    note_if_beside,
 )
 from fullrank_protocol.snapshot import open_snapshot
 from fullrank_protocol.verifying import carried, contributions
@@ -125,9 +126,11 @@ def _receive_checkpoint(state: RoundState, envelope: Envelope, now_ms: int) -> I
     turn = (checkpoint.slot, checkpoint.proposer)
     if state.num_in_turn.get(turn, 0) >= MAX_CHECKPOINTS_PER_TURN and not _is_referred_to(state, checkpoint):
         raise IgnoreError(f"comes after {MAX_CHECKPOINTS_PER_TURN} others of its proposer and slot")
-    _, offences = tree.add(checkpoint)
+    placed, offences = tree.add(checkpoint)
     state.num_in_turn[turn] = state.num_in_turn.get(turn, 0) + 1
-    state.unverified[checkpoint.id] = state.first_seen_ms[checkpoint.id] = now_ms
+    state.first_seen_ms[checkpoint.id] = now_ms
+    if not note_if_beside(state, placed):
+        state.unverified[checkpoint.id] = now_ms
     for contribution in contributions(checkpoint):
         state.candidates.setdefault(contribution.id, Candidate(contribution, received_at_ms=now_ms))
     for vote in checkpoint.votes:

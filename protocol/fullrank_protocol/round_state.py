@@ -4,7 +4,7 @@ import enum
 import math
 from dataclasses import dataclass, field
 
-from fullrank_protocol.chain import Mark
+from fullrank_protocol.chain import ChainState, Mark
 from fullrank_protocol.contribution import Contribution
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import Rule
@@ -82,6 +82,7 @@ class Arrival:
         hold_again_ms: Not before then do they wait again: a neighbour cannot hold this node up for long.
         look_at_ms: When the ways are compared again.
         believed: The newest checkpoint taken by a snapshot.
+        beside: Checkpoints that do not follow it: the weights to recompute them from are not here.
     """
 
     prefers_replay: bool = False
@@ -96,6 +97,7 @@ class Arrival:
     hold_again_ms: int = 0
     look_at_ms: int = 0
     believed: Mark | None = None
+    beside: set[bytes] = field(default_factory=set)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -185,6 +187,17 @@ def new_state(
         adopted=tree.root.here,
         finalised=tree.root.here,
     )
+
+
+def note_if_beside(state: RoundState, at: ChainState) -> bool:
+    """Whether a checkpoint branches off below one that was taken by a snapshot: nobody here can recompute it."""
+    arrival = state.arrival
+    if arrival.believed is None or at.parent is None or (at.slot <= arrival.believed.slot and state.tree.is_final(at)):
+        return False
+    if at.parent in arrival.beside or state.tree.state(at.parent).slot < arrival.believed.slot:
+        arrival.beside.add(at.id)
+        return True
+    return False
 
 
 def is_held(state: RoundState, contribution: Contribution, now_ms: int) -> bool:

@@ -110,6 +110,23 @@ def test_a_snapshot_that_holds_makes_its_past_verified_and_the_rest_is_recompute
     assert not [check for check in some(CheckDelta, done) if check.contribution.base_slot < 5]
 
 
+def test_branches_that_left_the_chain_below_it_are_not_recomputed() -> None:
+    past = Past()
+    early = past.tale.round_of(past.rounds[1], slot=20)
+    child = past.tale.round_of(early, slot=21)
+    machine = past.newcomer()
+    machine.now_ms = past.tale.swarm.genesis.slot_end_ms(30)
+    machine.feed(CatchingUp())
+    machine.receive(*past.rounds[:4], early, *past.rounds[4:], past.snapshot(5))
+    machine.feed(Synced())
+    done = machine.feed(SnapshotApplied(checkpoint=past.rounds[4].id))
+    done += machine.receive(child)
+    assert {early.id, child.id} == machine.state.arrival.beside
+    assert not {early.id, child.id} & {action.checkpoint for action in some(Verified, done)}
+    assert not machine.state.unverified
+    assert not machine.restarted().state.unverified
+
+
 def test_after_a_restart_it_still_holds(past: Past) -> None:
     machine = past.newcomer()
     told(machine, past, past.snapshot(5))
