@@ -133,7 +133,7 @@ class Runner:
         assert self.network is not None
         window_s = self.genesis.timing.slot_window_ms / 1000
         is_reader = self.trainer is None
-        is_lost = not is_reader and not self.state.own_votes and self.store.get_meta(BEGUN_KEY) is None
+        is_lost = not is_reader and self.store.get_meta(BEGUN_KEY) is None
         if is_lost:
             # By a vote on an old chain it could break the voting rules with one that is in the lost log.
             self.warnings["log"] = "the log of this node was lost: it votes when a peer has told it what it had"
@@ -334,6 +334,7 @@ class Runner:
     async def _tell_when_synced(self) -> None:
         await self.exchange.synced.wait()
         self.warnings.pop("log", None)
+        self.store.set_meta(BEGUN_KEY, b"\x01")
         self.feed(io.Synced())
 
     # ---- work --------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from fullrank_node.blob_store import BlobStore
 from fullrank_node.database import database_errors, open_database
 from fullrank_node.history import ContributionRow, RoundRow
 from fullrank_node.home import Home
+from fullrank_node.node_keys import BEGUN_KEY
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.scaled import Scaled
 
@@ -35,6 +36,7 @@ class Store:
             NodeError: The database is damaged, missing (readonly) or written by a newer version; the disk is full.
         """
         self.path = home.state_file
+        self.readonly = readonly
         if not readonly:
             home.create()
         self._connection = open_database(self.path, readonly=readonly)
@@ -88,6 +90,18 @@ class Store:
             for row in rows:
                 yield bytes(row["envelope"])
             last = int(rows[-1]["seq"])
+
+    def drop_damaged(self, envelope: bytes) -> None:
+        """Forgets an object or own vote that the disk has spoilt; where this was opened to read, the next start does.
+
+        A lost vote counts as a lost log: no other may follow before peers have told what they know of it.
+        """
+        if self.readonly:
+            return
+        with self._transaction() as run:
+            run.execute("DELETE FROM objects WHERE envelope = ?", (envelope,))
+            if run.execute("DELETE FROM votes WHERE envelope = ?", (envelope,)).rowcount:
+                run.execute("DELETE FROM meta WHERE key = ?", (BEGUN_KEY,))
 
     # ---- own votes -------------------------------------------------------------------------------
 

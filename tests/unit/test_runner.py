@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -184,3 +185,26 @@ async def test_a_log_that_cannot_be_written_ends_the_node_with_the_reason_and_le
             swarm.clock.time_ms += LISTEN_MS
             await swarm.everywhere(again.contribute(some_delta(swarm.genesis, "ada 3")))
             assert (await swarm.next_slot()).round == 2
+
+
+async def test_an_object_that_the_disk_has_spoilt_comes_from_peers_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with three(tmp_path) as (swarm, nodes):
+        ada = nodes[0]
+        async with swarm.node("zoe") as zoe:
+            for number in range(2):
+                await swarm.everywhere(ada.contribute(some_delta(swarm.genesis, f"ada {number}")))
+                head = await swarm.next_slot()
+            first = head.parent
+            assert first is not None
+            path = zoe.store.path
+        with sqlite3.connect(path) as database:
+            row = database.execute("SELECT envelope FROM objects WHERE id = ?", (first,)).fetchone()
+            spoilt = row[0][:-1] + bytes([row[0][-1] ^ 1])
+            database.execute("UPDATE objects SET envelope = ? WHERE id = ?", (spoilt, first))
+        async with swarm.node("zoe") as again:
+            assert again.head.slot == 0
+            assert "is damaged on this disk and comes from peers again" in caplog.text
+            await until(lambda: again.head == head)
+            assert again.store.get_object(first) == row[0]
