@@ -46,7 +46,7 @@ def restored_state(
         try:
             envelope = open_envelope(data, swarm=genesis.swarm)
         except RejectError as error:
-            log.warning("An object in the log is damaged on this disk and comes from peers again: it %s.", error.detail)
+            log.warning("An object in the log is damaged on this disk and comes from peers again: %s.", error.detail)
             store.drop_damaged(data)
             continue
         envelopes.append(envelope)

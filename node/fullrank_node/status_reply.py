@@ -176,6 +176,7 @@ def _state(node: "Node", reply: wire.StatusReply) -> tuple["wire.NodeState", str
         (runner.state.alarmed, wire.NODE_TROUBLED, runner.warnings.get("conflict", "")),
         (node.finishing, wire.NODE_FINISHING, "after the delta in the making"),
         (alone, wire.NODE_NO_PEERS, "no peer is connected; trying again and again"),
+        (not reply.member and "admission" in runner.warnings, wire.NODE_WAITING, _no_member(runner)),
         (wants_data and not node.trainer.data_summary, wire.NODE_STARTING, "preparing the data"),
         (node.pause_reason is not None, wire.NODE_PAUSED, node.pause_reason or ""),
         (runner.is_training, wire.NODE_TRAINING, ""),

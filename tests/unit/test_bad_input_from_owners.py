@@ -1,0 +1,192 @@
+"""What an owner gets wrong is said in a sentence, with a cure and its exit code, and nothing is left behind.
+
+Here is what needs no daemon; `tests/integration/test_bad_input.py` has the rest.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chains import NEVER_MS, key
+from loop_swarm import LoopNode, loop_swarm, make_genesis
+from peers import until
+from swarms import WINDOW_MS, id_of, key_of, seed_of
+
+from fullrank_node.admission import WARNING, offer_admission
+from fullrank_node.cli import main
+from fullrank_node.errors import ExitCode, NodeError
+from fullrank_node.founding import fetch_genesis
+from fullrank_node.network.interface import NetworkError, PeerFailure, PeerInfo
+from fullrank_protocol.envelope import Envelope
+from fullrank_protocol.link import Link
+from fullrank_protocol.membership import ALL_ROLES, make_grant, make_revocation
+from fullrank_protocol.wire import peer_pb2
+
+LINK = f"fullrank:{'7f' * 32}?invite={'01' * 32}"
+
+
+@pytest.fixture(autouse=True)
+def no_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No command of a test sees the developer's own node or settings."""
+    for name in [name for name in os.environ if name.startswith("FULLRANK_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("FULLRANK_HOME", str(tmp_path / "home"))
+
+
+# ---- links and data --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["join"], ["pull", "-o", "model"], ["verify"]])
+@pytest.mark.parametrize(
+    ("link", "words"), [("fulrank:12", "fullrank:"), (LINK.replace("7f", "zz"), "64"), (LINK + "&peer=here", "'here' is not a multiaddress")]
+)
+def test_a_wrong_link_names_what_is_wrong_with_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: list[str], link: str, words: str
+) -> None:
+    assert main.run([command[0], link, *command[1:]]) == ExitCode.USAGE
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert "hint:" in shown.err
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["is empty"]),
+        (b'{"text": "fine"\n', ["line 1"]),
+        (b'{"prompt": "no answer"}\n{"text": 7}\n', ["line 1", "line 2"]),
+        (b'{"text": "\xfa"}\n', ["line 1", "UTF-8"]),
+        (None, ["there is no"]),
+    ],
+    ids=["empty", "no json", "no text", "no utf-8", "missing"],
+)
+def test_data_that_cannot_be_used_is_named_with_its_lines_before_anything_is_set_up(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes | None, words: list[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    assert main.run(["join", LINK, "--data", str(path), "--yes"]) == ExitCode.CONFIG
+    shown = capsys.readouterr()
+    assert str(path) in shown.err
+    assert all(word in shown.err for word in words), shown.err
+    assert not (tmp_path / "home" / "identity.key").exists()
+
+
+# ---- peers that one meets while joining ------------------------------------------------------------
+
+
+class OnePeer:
+    """A network with one peer, which answers as told."""
+
+    def __init__(self, answer: peer_pb2.Response | NetworkError) -> None:
+        self.answer = answer
+
+    def peers(self) -> Sequence[PeerInfo]:
+        return [PeerInfo(key=key("ada"))]
+
+    async def request(self, *_: object, **__: object) -> peer_pb2.Response:
+        if isinstance(self.answer, NetworkError):
+            raise self.answer
+        return self.answer
+
+
+async def joining(answer: peer_pb2.Response | NetworkError) -> NodeError:
+    network: Any = OnePeer(answer)
+    with pytest.raises(NodeError) as caught:
+        await fetch_genesis(network, Link(swarm=id_of("swarm")), progress=lambda *_, **__: None)
+    return caught.value
+
+
+async def test_a_peer_of_another_protocol_version_is_named_as_such() -> None:
+    failure = PeerFailure(
+        "peer speaks protocol 2, this node 1", code=peer_pb2.Failure.WRONG_VERSION, protocol_version=2
+    )
+    error = await joining(failure)
+    assert error.exit_code == ExitCode.PROTOCOL
+    assert "peer speaks protocol 2, this node 1" in str(error)
+    assert error.hint == "Install a newer fullrank that speaks the swarm's protocol."
+
+
+async def test_a_peer_that_sends_another_genesis_is_not_believed() -> None:
+    other = make_genesis("ada")
+    error = await joining(peer_pb2.Response(objects=peer_pb2.Objects(envelopes=[other.envelope.encode()])))
+    assert f"the genesis has id {other.swarm.hex()}, {id_of('swarm').hex()} required" in str(error)
+
+
+async def test_a_peer_that_sends_nothing_is_said_to() -> None:
+    assert "could not be fetched" in str(await joining(peer_pb2.Response()))
+
+
+# ---- invites ---------------------------------------------------------------------------------------
+
+
+def grant(ada: LoopNode, **fields: Any) -> Envelope:
+    given: dict[str, Any] = {"roles": ALL_ROLES, "count": 1, "not_after_ms": NEVER_MS}
+    return make_grant(key_of("ada"), swarm=ada.genesis.swarm, invite_key=key("invite"), **(given | fields))
+
+
+def offer(node: LoopNode) -> str:
+    """Try to become a member by the invite; what the owner is told."""
+    offer_admission(node.runner, invite_seed=seed_of("invite"), certify=True, name=node.name)
+    return node.runner.warnings.get(WARNING, "")
+
+
+CURE = "; ask a founder for a new invite (`fullrank invite`) and join with it into a new --home"
+
+
+async def test_an_invite_that_is_used_up_lets_nobody_in_and_says_so(tmp_path: Path) -> None:
+    """Yas and zoe both hold it and race for its only place; the one whom the chain left out reads why."""
+    async with loop_swarm(tmp_path, make_genesis("ada"), "ada", "yas", "zoe") as swarm:
+        ada, yas, zoe = swarm.nodes
+        assert offer(yas) == "waiting to see the invite's grant on the chain"
+        ada.runner.submit(grant(ada))
+        await until(lambda: all(node.runner.state.records for node in swarm.nodes))
+        swarm.hub.alone.add(key("zoe"))
+        assert offer(yas) == ""
+        assert offer(zoe) == ""
+        await until(lambda: len(ada.runner.state.records) == 2)
+        swarm.clock.time_ms = swarm.genesis.slot_end_ms(1)
+        await until(lambda: yas.head.members.is_member(key("yas")))
+        swarm.hub.alone.clear()
+        await until(lambda: zoe.head == yas.head)
+        assert offer(yas) == ""
+        assert offer(zoe) == "this node was not admitted: the invite is used up (1 of 1 admitted)" + CURE
+
+
+async def test_an_invite_that_has_expired_lets_nobody_in_and_says_when(tmp_path: Path) -> None:
+    """Slots begin at 1000 s of 1970 and take one second; the invite ends with slot 4."""
+    async with loop_swarm(tmp_path, make_genesis("ada"), "ada", "zoe") as swarm:
+        ada, zoe = swarm.nodes
+        ada.runner.submit(grant(ada, not_after_ms=swarm.genesis.slot_end_ms(4)))
+        await swarm.next_slot()
+        swarm.clock.time_ms += 10 * WINDOW_MS
+        assert offer(zoe) == "this node was not admitted: the invite expired at 1970-01-01 00:16 UTC" + CURE
+
+
+async def test_an_invite_that_was_revoked_lets_nobody_in_and_says_so(tmp_path: Path) -> None:
+    async with loop_swarm(tmp_path, make_genesis("ada"), "ada", "zoe") as swarm:
+        ada, zoe = swarm.nodes
+        ada.runner.submit(grant(ada))
+        await swarm.next_slot()
+        revocation = make_revocation(
+            key_of("ada"), swarm=swarm.genesis.swarm, subject=key("invite"), issued_at_ms=swarm.clock.time_ms
+        )
+        ada.runner.submit(revocation)
+        await swarm.next_slot()
+        assert offer(zoe) == "this node was not admitted: the invite was revoked" + CURE
+
+
+async def test_a_member_is_told_nothing(tmp_path: Path) -> None:
+    async with loop_swarm(tmp_path, make_genesis("ada"), "ada", "zoe") as swarm:
+        ada, zoe = swarm.nodes
+        ada.runner.submit(grant(ada))
+        await until(lambda: bool(zoe.runner.state.records))
+        assert offer(zoe) == ""
+        await until(lambda: len(ada.runner.state.records) == 2)
+        await swarm.next_slot()
+        assert zoe.head.members.is_member(key("zoe"))
+        assert offer(zoe) == ""
