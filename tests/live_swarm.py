@@ -85,6 +85,7 @@ class LiveNode:
         self.listen = "/ip4/127.0.0.1/tcp/0"  # No address that anybody outside could dial.
         self._environment = environment
         self._seen: dict[tuple[int, float], psutil.Process] = {}
+        self._liar: subprocess.Popen[bytes] | None = None
 
     def __repr__(self) -> str:
         return f"LiveNode({self.name!r})"
@@ -126,7 +127,7 @@ class LiveNode:
     def start_as_liar(self) -> None:
         """Start a daemon that serves garbage."""
         with (self.home.logs_dir / "daemon.out").open("wb") as output:
-            process = subprocess.Popen(
+            self._liar = subprocess.Popen(
                 [sys.executable, "-P", "-c", _LIAR, self.home.path],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -134,7 +135,7 @@ class LiveNode:
                 env=self._environment,
                 start_new_session=True,
             )
-        self._note(psutil.Process(process.pid))
+        self._note(psutil.Process(self._liar.pid))
         wait_until(f"{self.name} answers", lambda: self.status()["running"], [self])
 
     def start_to_crash(self, point: str) -> subprocess.Popen[bytes]:
@@ -259,6 +260,8 @@ class LiveNode:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.is_running():  # The very process, not another one with its number.
                     process.kill()
+        if self._liar is not None:
+            self._liar.wait()
         self.home.clear_run()
 
 
@@ -302,9 +305,11 @@ class LiveSwarm:
         self.nodes[name] = node
         return node
 
-    def found(self, name: str, *, base: str = "embedded:demo", options: Sequence[str] = ()) -> LiveNode:
+    def found(
+        self, name: str, *, base: str = "embedded:demo", options: Sequence[str] = (), steps: int = FEW_STEPS
+    ) -> LiveNode:
         """The founder, with its daemon running."""
-        node = self.node(name)
+        node = self.node(name, steps=steps)
         who = ("--name", "test swarm", "--node-name", name, "--data", str(self.data_of(name)))
         node.fullrank("create", "--base", base, *who, "--listen", node.listen, *SMALL, *QUICK, *options)
         return node
