@@ -40,7 +40,12 @@ def no_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [["join"], ["pull", "-o", "model"], ["verify"]])
 @pytest.mark.parametrize(
-    ("link", "words"), [("fulrank:12", "fullrank:"), (LINK.replace("7f", "zz"), "64"), (LINK + "&peer=here", "'here' is not a multiaddress")]
+    ("link", "words"),
+    [
+        ("fulrank:12", "fullrank:"),
+        (LINK.replace("7f", "zz"), "64"),
+        (LINK + "&peer=here", "'here' is not a multiaddress"),
+    ],
 )
 def test_a_wrong_link_names_what_is_wrong_with_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: list[str], link: str, words: str
