@@ -191,7 +191,8 @@ class Checker:
         self._accounts[checkpoint.id] = Account(digest, frozenset(applied), frozenset(pairs))
 
     def _is_honest(self, key: bytes) -> bool:
-        return any(node.is_honest and node.key.public_key == key for node in self.world.nodes)
+        node = self.world.node_of(key)
+        return node is not None and node.is_honest
 
     def _fail(self, text: str) -> None:
         self.world.note(f"VIOLATION: {text}")

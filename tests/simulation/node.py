@@ -95,7 +95,7 @@ class SimulatedNode:
         self.state: RoundState
         self._events: deque[round_io.Event] = deque()
         self._draining = False
-        self._inbox: list[Envelope] = []
+        self._inbox: list[round_io.Event] = []
         self._flush_at_ms = -1
 
     # ---- life ------------------------------------------------------------------------------------
@@ -196,7 +196,10 @@ class SimulatedNode:
         """An object from the network; what comes in the same quantum of time is taken in together."""
         if not self.is_up or envelope.id in self.state.known:
             return
-        self._inbox.append(envelope)
+        self._feed_soon(round_io.ObjectReceived(envelope=envelope))
+
+    def _feed_soon(self, event: round_io.Event) -> None:
+        self._inbox.append(event)
         if self._flush_at_ms < 0:
             quantum = self.world.quantum_ms
             self._flush_at_ms = (self.world.now_ms // quantum + 1) * quantum
@@ -204,7 +207,7 @@ class SimulatedNode:
 
     def _flush(self) -> None:
         inbox, self._inbox, self._flush_at_ms = self._inbox, [], -1
-        self.feed(*(round_io.ObjectReceived(envelope=envelope) for envelope in inbox))
+        self.feed(*inbox)
 
     def _compare_inventories(self, life: int) -> None:
         """Ask one neighbour for what is missing here, as the daemon's exchange does."""
@@ -333,7 +336,7 @@ class SimulatedNode:
 
     def _check_delta(self, action: round_io.CheckDelta) -> None:
         blob, contribution_id = action.blob.id, action.contribution.id
-        if blob not in self.disk.blobs and not self.world.has_provider(self, blob):
+        if blob not in self.disk.blobs and not self.world.has_provider(self, blob, action.contribution.member):
             unavailable = round_io.DeltaUnavailable(contribution_id=contribution_id)
             self.later(BLOB_TIMEOUT_MS, lambda: self.feed(unavailable))
             return
@@ -342,7 +345,7 @@ class SimulatedNode:
             self.disk.blobs.add(blob)
             rule = self.world.faulty_blobs.get(blob)
             detail = "" if rule is None else "is faulty"
-            self.feed(round_io.DeltaChecked(contribution_id=contribution_id, rule=rule, detail=detail))
+            self._feed_soon(round_io.DeltaChecked(contribution_id=contribution_id, rule=rule, detail=detail))
 
         self.later(self.world.delay() + self.world.transfer_ms, arrived)
 

@@ -86,6 +86,7 @@ class World:
         self.compare_ms = 2_000 if size < LARGE else 5_000
         self.story: list[tuple[int, str]] | None = None
         self.checker = Checker(self)
+        self._by_key: dict[bytes, SimulatedNode] = {}
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
 
@@ -125,8 +126,13 @@ class World:
         """A new node, started."""
         node = kind(self, number, certifies=certifies, trains=trains)
         self.nodes.append(node)
+        self._by_key[node.key.public_key] = node
         node.start()
         return node
+
+    def node_of(self, key: bytes) -> SimulatedNode | None:
+        """The node with that key, if it is one of ours."""
+        return self._by_key.get(key)
 
     def honest(self) -> Iterable[SimulatedNode]:
         """Nodes that keep to the protocol."""
@@ -195,8 +201,11 @@ class World:
                     self.at(self.delay(), lambda node=node, found=found: self.send(node, asker, found[0]))  # type: ignore[misc]
                     break
 
-    def has_provider(self, asker: SimulatedNode, blob: bytes) -> bool:
-        """Whether some neighbour serves this delta to the asker now."""
+    def has_provider(self, asker: SimulatedNode, blob: bytes, author: bytes) -> bool:
+        """Whether its author or some other neighbour serves this delta to the asker now."""
+        first = self._by_key.get(author)
         return any(
-            node.serves_blob(blob, asker) for node in self.nodes if node is not asker and self.can_ask(asker, node)
+            node.serves_blob(blob, asker) and self.can_ask(asker, node)
+            for node in itertools.chain([first] if first is not None else [], self.nodes)
+            if node is not asker
         )
