@@ -22,7 +22,7 @@ from fullrank_node.home import Home
 from fullrank_node.identity_file import create_identity, libp2p_path
 from fullrank_node.names import name_of
 from fullrank_node.network.interface import Network, NetworkError, PeerFailure
-from fullrank_node.node_keys import BASE_DIGEST_KEY, BASE_DIR_KEY, BASE_STAMP_KEY, BEGUN_KEY, INVITE_KEY
+from fullrank_node.node_keys import BASE_DIGEST_KEY, BASE_DIR_KEY, BASE_STAMP_KEY, BEGUN_KEY, INVITE_KEY, PINNED_KEY
 from fullrank_node.operations import Confirm, CreateOptions, JoinSummary, Progress
 from fullrank_node.store import Store
 from fullrank_protocol import genesis_defaults
@@ -144,7 +144,7 @@ async def join(
             if link.invite is not None:
                 store.set_meta(INVITE_KEY, link.invite)
             if link.final is not None:
-                store.set_meta("pinned_final", link.final)
+                store.set_meta(PINNED_KEY, link.final)
     return summary
 
 

@@ -61,7 +61,7 @@ class Keeper:
         while True:
             self._wake.clear()
             try:
-                await self._look()
+                await self.look()
             except NodeError as error:
                 self._runner.warnings["disk"] = f"{error} {error.hint}".strip()
                 log.warning("Keeping the disk in order failed: %s %s", error, error.hint)
@@ -71,7 +71,12 @@ class Keeper:
             except TimeoutError:
                 continue
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """Make a snapshot where one is due, and remove what the limit asks for.
+
+        Raises:
+            NodeError: The disk is full, or the snapshot could not be made.
+        """
         self._follow_final()
         if self._state.arrival.believed != self._read_for:
             self._read_hints()

@@ -16,6 +16,9 @@ BASE_DIR_KEY = "base_dir"
 BASE_STAMP_KEY = "base_stamp"
 """What the base's files looked like when every tensor was last checked."""
 
+PINNED_KEY = "pinned_final"
+"""Final checkpoint that the link named, 32 bytes."""
+
 BASE_LOSS_KEY = "base_loss"
 """Held-out loss of the base, as text."""
 

@@ -210,6 +210,7 @@ async def _following(
                 )
                 state.arrival.highest_round = way.highest_round
                 state.arrival.prefers_replay = way.prefers_replay
+                state.arrival.pinned = link.final
                 runner = Runner(
                     key=key,
                     genesis=genesis,

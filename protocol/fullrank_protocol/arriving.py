@@ -130,6 +130,10 @@ def _stop_seeking(state: RoundState) -> None:
 def _usable(state: RoundState, now_ms: int) -> list[Snapshot]:
     """Snapshots of checkpoints that are final by votes and not verified here; the best of several last."""
     arrival, tree = state.arrival, state.tree
+    if arrival.pinned is not None:
+        pinned = tree.lookup(arrival.pinned)
+        if pinned is None or not tree.is_voted_final(pinned):
+            return []
     found = []
     for snapshot in arrival.snapshots.values():
         node = tree.nodes[snapshot.checkpoint]

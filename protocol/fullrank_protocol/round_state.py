@@ -72,6 +72,7 @@ class Arrival:
     Attributes:
         prefers_replay: Take a snapshot only where a delta is not to be had.
         highest_round: Take no snapshot of a later round; None: of any.
+        pinned: A checkpoint that the swarm's link says is final; a chain without it is a forgery.
         blobs_here: Blobs on this disk at the start: they need not be fetched.
         snapshots: The newest hint of each author.
         distrusted: Authors of snapshots that were not what they said.
@@ -87,6 +88,7 @@ class Arrival:
 
     prefers_replay: bool = False
     highest_round: int | None = None
+    pinned: bytes | None = None
     blobs_here: frozenset[bytes] = frozenset()
     snapshots: dict[bytes, Snapshot] = field(default_factory=dict)
     distrusted: set[bytes] = field(default_factory=set)

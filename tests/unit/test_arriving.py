@@ -172,6 +172,15 @@ def test_where_votes_make_two_chains_final_nothing_is_jumped_to() -> None:
     assert not some(FetchSnapshot, machine.feed(Synced()))
 
 
+def test_a_chain_without_the_checkpoint_that_the_link_pins_is_not_jumped_along(past: Past) -> None:
+    machine = past.newcomer()
+    machine.state.arrival.pinned = id_of("final in another history")
+    assert not some(FetchSnapshot, told(machine, past, past.snapshot(5)))
+    machine = past.newcomer()
+    machine.state.arrival.pinned = past.rounds[1].id
+    assert some(FetchSnapshot, told(machine, past, past.snapshot(5)))
+
+
 def test_of_several_the_one_with_the_fewest_bytes_is_taken(past: Past) -> None:
     machine = past.newcomer()
     done = told(machine, past, past.snapshot(3, by="ada"), past.snapshot(6, by="bob"))
