@@ -19,6 +19,7 @@ from fullrank_node.child import ChildProcess
 from fullrank_node.clock import SystemClock
 from fullrank_node.config import Config, load_config
 from fullrank_node.errors import ExitCode, NodeError
+from fullrank_node.files import disk_errors
 from fullrank_node.home import Home
 
 log = logging.getLogger(__name__)
@@ -83,13 +84,15 @@ def main(arguments: list[str] | None = None) -> int:
         threading.Thread(target=_stop_at_eof, name="standard input", daemon=True).start()
     try:
         config = load_config(home.config_file)
-        set_up_logging(home, config, foreground=options.foreground)
-        asyncio.run(run(home, config))
+        with disk_errors(home.path):
+            set_up_logging(home, config, foreground=options.foreground)
+            asyncio.run(run(home, config))
     except NodeError as error:
-        log.error("%s %s", error, error.hint)  # noqa: TRY400 - a sentence, not a traceback
+        log.error("%s. %s", error, error.hint)  # noqa: TRY400 - a sentence, not a traceback
         if not options.foreground:
             # `fullrank start` shows these lines, the last of the output, to whoever started the node.
-            sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+            with contextlib.suppress(OSError):  # It may be a file on the very disk that is full.
+                sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return int(error.exit_code)
     return int(ExitCode.OK)
 

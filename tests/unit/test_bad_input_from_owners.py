@@ -3,8 +3,10 @@
 Here is what needs no daemon; `tests/integration/test_bad_input.py` has the rest.
 """
 
+import errno
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ from loop_swarm import LoopNode, loop_swarm, make_genesis
 from peers import until
 from swarms import WINDOW_MS, id_of, key_of, seed_of
 
+from fullrank_node import daemon
 from fullrank_node.admission import WARNING, offer_admission
 from fullrank_node.cli import main
 from fullrank_node.errors import ExitCode, NodeError
+from fullrank_node.files import disk_full
 from fullrank_node.founding import fetch_genesis
+from fullrank_node.home import Home
 from fullrank_node.network.interface import NetworkError, PeerFailure, PeerInfo
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.link import Link
@@ -33,6 +38,19 @@ def no_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("FULLRANK_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("FULLRANK_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """A daemon sets up logging for its whole process: what it set up is taken down again."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    for handler in [each for each in root.handlers if each not in before]:
+        root.removeHandler(handler)
+        handler.close()
+    for handler in [each for each in before if each not in root.handlers]:
+        root.addHandler(handler)
 
 
 # ---- links and data --------------------------------------------------------------------------------
@@ -79,6 +97,38 @@ def test_data_that_cannot_be_used_is_named_with_its_lines_before_anything_is_set
     assert str(path) in shown.err
     assert all(word in shown.err for word in words), shown.err
     assert not (tmp_path / "home" / "identity.key").exists()
+
+
+# ---- full disks ------------------------------------------------------------------------------------
+
+
+def test_a_daemon_that_finds_its_disk_full_says_so_and_exits_with_its_code(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(daemon, "run", no_room)
+    assert daemon.main(["--home", str(tmp_path / "home")]) == ExitCode.DISK
+    assert f"error: no space left on the disk that holds {tmp_path / 'home'}\n" in capsys.readouterr().err
+
+
+def test_the_last_words_of_a_daemon_may_be_lost_but_not_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def write(self, _text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def flush(self) -> None:
+            """Nothing was written."""
+
+    async def no_room(home: Home, _config: object) -> None:
+        raise disk_full(home.path)
+
+    monkeypatch.setattr(daemon, "run", no_room)
+    monkeypatch.setattr("sys.stderr", Full())
+    assert daemon.main(["--home", str(tmp_path / "home")]) == ExitCode.DISK
 
 
 # ---- peers that one meets while joining ------------------------------------------------------------

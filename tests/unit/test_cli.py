@@ -409,6 +409,12 @@ async def test_a_failed_start_shows_the_daemons_own_reason_cure_and_code(home: H
     )
 
 
+async def test_a_daemon_without_room_for_its_last_words_is_still_understood(home: Home) -> None:
+    outcome = await python(WITH_ANOTHER_DAEMON, "raise SystemExit(74)", "start")
+    assert outcome.code == ExitCode.DISK
+    assert outcome.err.startswith(f"error: no space left on the disk that holds {home.path}\nhint: ")
+
+
 async def test_a_crash_at_the_start_shows_its_last_lines(home: Home) -> None:
     outcome = await python(WITH_ANOTHER_DAEMON, CRASHING_DAEMON, "start")
     assert outcome.code == ExitCode.ERROR

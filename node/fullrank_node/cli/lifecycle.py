@@ -12,6 +12,7 @@ import typer
 from fullrank_node.cli.options import require_node
 from fullrank_node.cli.render import clean
 from fullrank_node.errors import ExitCode, NodeError
+from fullrank_node.files import disk_full
 from fullrank_node.home import Home, RunInfo
 
 START_TIMEOUT_S = 180.0
@@ -178,6 +179,8 @@ def _failed_start(home: Home, code: int, output: Path) -> NodeError:
     reason, _, hint = said.removeprefix("error: ").partition("\nhint: ")
     for line in () if starts else lines:
         typer.echo(f"  {line}", err=True)
+    if code == ExitCode.DISK and not reason:  # There was no room for saying so.
+        return disk_full(home.path)
     ending = f"signal {-code}" if code < 0 else f"exit code {code}"
     return NodeError(
         reason or f"the daemon ended while starting ({ending})",
