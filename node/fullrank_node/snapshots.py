@@ -76,7 +76,6 @@ class Snapshots:
             log.warning("The snapshot could not be applied here: %s %s", error, error.hint)
             self._feed(io.SnapshotUnavailable(snapshot_id=snapshot.id))
         except MergeRejectedError as error:
-            log.warning("The snapshot by %s is false: %s.", snapshot.author.hex()[:8], error.detail)
             self._store.set_meta(verdict_key(snapshot.id), b"\x00")
             self._feed(io.SnapshotRefused(snapshot_id=snapshot.id, rule=error.rule, detail=error.detail))
         else:

@@ -1,0 +1,174 @@
+"""Real stores, workers and merges: snapshots made, fetched, applied, refused, and old deltas removed (section 12)."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from chains import key
+from loop_swarm import LoopNode, LoopSwarm, loop_swarm, make_genesis, some_delta
+from peers import until
+from swarms import key_of
+
+from fullrank_node.config import Config, LimitsSection
+from fullrank_node.keeping import GIGABYTE, Keeper
+from fullrank_node.merger import Merger
+from fullrank_node.replay import apply_start, find_start, first_mismatch
+from fullrank_node.restoring import restored_state, stored_snapshots
+from fullrank_protocol.checkpoint import Checkpoint
+from fullrank_protocol.round_state import RECENT_SLOTS
+from fullrank_protocol.snapshot import Snapshot, make_snapshot
+
+NUM_ROUNDS = 7
+"""With deltas of two nodes, more bytes than a snapshot of the 13 kB of weights."""
+
+ARCHIVE = Config(archive=True)
+SMALL = Config(limits=LimitsSection(disk_gb=18_000 / GIGABYTE))
+
+
+@pytest.fixture
+async def past(tmp_path: Path) -> AsyncIterator[LoopSwarm]:
+    async with loop_swarm(tmp_path, make_genesis("ada", "bob"), "ada", "bob") as swarm:
+        for number in range(NUM_ROUNDS):
+            made = [node.contribute(some_delta(swarm.genesis, f"{node.name}{number}", rank=16)) for node in swarm.nodes]
+            await swarm.everywhere(*made)
+            await swarm.next_slot()
+        yield swarm
+
+
+async def snapshot_by(node: LoopNode, config: Config = ARCHIVE) -> Snapshot:
+    """What the node makes when it looks at what it has."""
+    await Keeper(runner=node.runner, config=config).look()
+    await until(lambda: node.runner.state.arrival.snapshots.get(key(node.name)) is not None)
+    return node.runner.state.arrival.snapshots[key(node.name)]
+
+
+def chain_of(node: LoopNode, *, upto_slot: int = 1 << 40) -> list[Checkpoint]:
+    found = (each.checkpoint for each in node.runner.state.tree.chain(node.head.id))
+    return [checkpoint for checkpoint in found if checkpoint is not None and checkpoint.slot <= upto_slot]
+
+
+def deltas_here(node: LoopNode, checkpoints: list[Checkpoint]) -> int:
+    accepted = (each for checkpoint in checkpoints for each in checkpoint.accepted)
+    return sum(node.blobs.has(each.contribution.blob.id) for each in accepted)
+
+
+async def has_arrived(node: LoopNode, other: LoopNode) -> None:
+    await until(lambda: node.head == other.head and not node.runner.state.unverified)
+    assert node.store.manifest(node.head.id) == other.store.manifest(other.head.id)
+
+
+async def test_a_newcomer_gets_the_same_weights_without_the_old_deltas(past: LoopSwarm) -> None:
+    ada = past.nodes[0]
+    snapshot = await snapshot_by(ada)
+    below = chain_of(ada, upto_slot=snapshot.slot)
+    assert deltas_here(ada, below) == 2 * len(below)
+    async with past.node("zoe") as zoe:
+        await has_arrived(zoe, ada)
+        assert zoe.runner.state.arrival.believed == ada.runner.state.tree.state(snapshot.checkpoint).here
+        assert deltas_here(zoe, below) <= 2 * RECENT_SLOTS  # Those are fetched while ada still tells what there is.
+        assert deltas_here(zoe, below) < deltas_here(ada, below)
+    async with past.node("zoe") as zoe:
+        assert zoe.head == ada.head
+        assert not zoe.runner.state.unverified
+
+
+async def test_a_small_disk_trades_old_deltas_for_a_snapshot_and_serves_it(past: LoopSwarm) -> None:
+    ada, bob = past.nodes
+    snapshot = await snapshot_by(bob, SMALL)
+    below = chain_of(bob, upto_slot=snapshot.slot)
+    above = chain_of(bob)[len(below) :]
+    assert bob.blobs.total_bytes() <= 18_000
+    assert deltas_here(bob, below) < 2 * len(below)
+    assert deltas_here(bob, above) == 2 * len(above)
+    past.hub.others(bytes(32)).pop(key("ada"), None)
+    for blob in ada.blobs.ids():
+        ada.blobs.delete(blob)
+    async with past.node("zoe") as zoe:
+        await has_arrived(zoe, bob)
+
+
+async def test_killed_between_fetching_and_applying_it_goes_on(
+    past: LoopSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = past.nodes[0]
+    snapshot = await snapshot_by(ada)
+
+    async def hang(*_: object, **__: object) -> dict[str, str]:
+        await asyncio.Event().wait()
+        return {}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Merger, "apply_snapshot", hang)
+        async with past.node("zoe") as zoe:
+            await until(lambda: zoe.blobs.has(snapshot.blob.id))
+            assert zoe.runner.state.tree.final.slot == 0
+    ada.blobs.delete(snapshot.blob.id)
+    async with past.node("zoe") as zoe:
+        await has_arrived(zoe, ada)
+        assert zoe.runner.state.arrival.believed is not None
+
+
+async def test_a_lie_is_refused_and_the_replay_is_taken_also_after_a_restart(past: LoopSwarm) -> None:
+    ada, bob = past.nodes
+    blob = bob.blobs.put_bytes(b"these are no weights" * 50)
+    final = bob.runner.state.tree.final
+    lie = make_snapshot(
+        key_of("bob"), swarm=past.genesis.swarm, checkpoint=final.checkpoint, slot=final.slot, blob=blob
+    )
+    bob.runner.submit(lie)
+    async with past.node("zoe") as zoe:
+        await has_arrived(zoe, ada)
+        assert zoe.runner.state.arrival.distrusted == {key("bob")}
+        assert zoe.runner.state.arrival.believed is None
+        assert deltas_here(zoe, chain_of(ada)) == 2 * NUM_ROUNDS
+    async with past.node("zoe") as zoe:
+        assert zoe.runner.state.arrival.distrusted == {key("bob")}
+
+
+async def test_weights_of_another_checkpoint_are_a_lie_too(past: LoopSwarm) -> None:
+    ada, bob = past.nodes
+    honest = await snapshot_by(ada)
+    bob.blobs.put_bytes(ada.blobs.read(honest.blob.id))
+    mark = bob.runner.state.tree.state(bob.runner.state.tree.state(honest.checkpoint).parent or b"").here
+    bob.runner.submit(
+        make_snapshot(
+            key_of("bob"), swarm=past.genesis.swarm, checkpoint=mark.checkpoint, slot=mark.slot, blob=honest.blob
+        )
+    )
+    async with past.node("zoe") as zoe:
+        await has_arrived(zoe, ada)
+    for each in stored_snapshots(bob.store, past.genesis):
+        assert each.checkpoint in (honest.checkpoint, mark.checkpoint)
+
+
+async def test_a_log_without_its_old_deltas_is_replayed_from_the_snapshot(past: LoopSwarm) -> None:
+    ada, bob = past.nodes
+    await snapshot_by(bob, SMALL)
+    assert find_start(ada.store, past.genesis, chain_of(ada)) is None
+    start = find_start(bob.store, past.genesis, chain_of(bob))
+    assert start is not None
+    base = bob.store.manifest(past.genesis.swarm)
+    assert base is not None
+    state = restored_state(
+        past.genesis,
+        bob.store,
+        key=bytes(32),
+        base_digest=bob.runner.state.base_digest,
+        trust_verdicts=False,
+        now_ms=past.clock.now_ms(),
+    )
+    merger = bob.runner.merger
+    manifest = await apply_start(start, bob.store, merger, state.tree, base=base)
+    state.tree.believe(start.checkpoint)
+    rest = [checkpoint for checkpoint in chain_of(bob) if checkpoint.slot > start.slot]
+    mismatch = await first_mismatch(
+        state.tree,
+        rest,
+        merger,
+        base_manifest=manifest,
+        base_digest=state.tree.state(start.checkpoint).model_digest,
+        on_checkpoint=lambda _done: None,
+    )
+    assert mismatch == ""
+    assert rest
