@@ -18,20 +18,21 @@ _REMEMBERED = 20_000
 def opened_once() -> Iterator[None]:
     """While it lasts, nodes share what they opened, and the chain states that follow from it."""
 
-    def once(open_it: Callable[..., Any]) -> Callable[..., Any]:
+    def once(name: str) -> Any:
+        open_it: Callable[..., Any] = getattr(intake, name)
+        genesis_of: list[Genesis] = []
+
         @functools.lru_cache(maxsize=_REMEMBERED)
         def remembered(envelope: Envelope) -> Any:
             return open_it(envelope, *genesis_of)
-
-        genesis_of: list[Genesis] = []
 
         def opened(envelope: Envelope, *genesis: Genesis) -> Any:
             genesis_of[:] = genesis
             return remembered(envelope)
 
-        return opened
+        return mock.patch.object(intake, name, opened)
 
-    extend = fork_choice.extend
+    extend: Callable[..., Any] = getattr(fork_choice, "extend")  # noqa: B009 - it is imported there, not exported.
     states: dict[bytes, Any] = {}
 
     def extended(parent: Any, checkpoint: Checkpoint, *, genesis: Genesis, lookup: Any) -> Any:
@@ -40,9 +41,9 @@ def opened_once() -> Iterator[None]:
         return states[checkpoint.id]
 
     with (
-        mock.patch.object(intake, "open_contribution", once(intake.open_contribution)),
-        mock.patch.object(intake, "open_checkpoint", once(intake.open_checkpoint)),
-        mock.patch.object(intake, "open_vote", once(intake.open_vote)),
+        once("open_contribution"),
+        once("open_checkpoint"),
+        once("open_vote"),
         mock.patch.object(fork_choice, "extend", extended),
     ):
         yield
