@@ -14,6 +14,7 @@ from fullrank_protocol.round_io import (
     Alarm,
     CastVote,
     Finalised,
+    Keep,
     Merged,
     MergeKey,
     SignCheckpoint,
@@ -30,6 +31,10 @@ MIN_TRAINING_SHARE = 4
 
 DEADLINE_SHARE = 10
 """Training ends a window divided by this before the slot: time to encode, publish and fetch."""
+
+
+REMIND_SLOTS = 4
+"""Slots between two offers of an own record: neighbours compare inventories of about as many slots only."""
 
 
 def adopt_head(state: RoundState, now_ms: int) -> Iterator[Action]:
@@ -235,6 +240,18 @@ def _may_contribute(state: RoundState, head: ChainState) -> bool:
     if head.members.may(state.key, ROLE_CONTRIBUTE):
         return True
     return state.genesis.membership.policy == Policy.OPEN and not head.members.is_banned(state.key)
+
+
+def remind(state: RoundState, now_ms: int) -> Iterator[Action]:
+    """Offer own records again while no checkpoint carries them: a partition may have kept them from everybody."""
+    slot = state.genesis.slot_at(now_ms)
+    if slot < state.reminded_slot + REMIND_SLOTS:
+        return
+    state.reminded_slot = slot
+    members = state.tree.head().members
+    for record in state.records.values():
+        if record.public_key == state.key and not members.has_record(record.id):
+            yield Keep(envelope=record, slot=slot)
 
 
 def take_up(state: RoundState, now_ms: int) -> Iterator[Action]:

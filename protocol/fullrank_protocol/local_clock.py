@@ -29,3 +29,4 @@ def follow_clock(state: RoundState, now_ms: int) -> None:
     slot = state.genesis.slot_at(now_ms)
     state.proposed_slot = min(state.proposed_slot, slot - 1)
     state.took_up_slot = min(state.took_up_slot, slot)
+    state.reminded_slot = min(state.reminded_slot, slot)

@@ -28,7 +28,17 @@ from fullrank_protocol.arriving import (
     snapshot_refused,
     snapshot_unavailable,
 )
-from fullrank_protocol.duties import MIN_TRAINING_SHARE, adopt_head, finalise, forget_old, propose, take_up, train, vote
+from fullrank_protocol.duties import (
+    MIN_TRAINING_SHARE,
+    adopt_head,
+    finalise,
+    forget_old,
+    propose,
+    remind,
+    take_up,
+    train,
+    vote,
+)
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.intake import ask, receive, release
 from fullrank_protocol.local_clock import follow_clock
@@ -160,4 +170,5 @@ def _duties(state: RoundState, now_ms: int) -> Iterator[Action]:
     yield from propose(state, now_ms)
     yield from train(state, now_ms)
     yield from take_up(state, now_ms)
+    yield from remind(state, now_ms)
     yield from ask(state, [i for i, retry in state.asked.items() if retry <= now_ms and i in state.parked], now_ms)

@@ -169,6 +169,7 @@ class RoundState:
     finalised: Mark
     alarmed: bool = False
     took_up_slot: int = -1
+    reminded_slot: int = 0
     now_ms: int = 0
     future_due_ms: float = math.inf
     arrival: Arrival = field(default_factory=Arrival)

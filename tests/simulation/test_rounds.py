@@ -1,7 +1,10 @@
 """Swarms that live for some slots in virtual time."""
 
 import pytest
+from simulation.faults import KINDS, Fault
 from simulation.world import World, make_genesis
+
+from fullrank_protocol.membership import make_leave
 
 
 def swarm(size: int, *, seed: int = 1) -> World:
@@ -78,6 +81,23 @@ def test_a_node_whose_clock_was_an_hour_ahead_follows_again_once_it_is_set_back(
     world.run(4)
     assert len(heads(world)) == 1
     assert world.nodes[1].state.tree.final.slot >= 6
+
+
+def test_what_an_isolated_member_asked_for_long_ago_is_carried_after_healing() -> None:
+    world = swarm(4)
+    world.run(1)
+    begin_ms = world.now_ms - world.genesis.created_at_ms
+    member_joins = Fault("join", begin_ms, begin_ms, 9)
+    KINDS["join"][0](world, member_joins)
+    world.run(3)
+    member = world.nodes[4]
+    world.partition(world.nodes[:4], [member])
+    member.receive(make_leave(member.key, swarm=world.genesis.swarm, issued_at_ms=member.now_ms()))
+    world.run(9)
+    world.heal()
+    assert all(node.state.tree.head().members.is_member(member.key.public_key) for node in world.nodes)
+    world.run(6)
+    assert not any(node.state.tree.head().members.is_member(member.key.public_key) for node in world.nodes)
 
 
 def test_the_same_seed_gives_the_same_history() -> None:
