@@ -184,8 +184,11 @@ class Tree:
         node.verdict = holds
         self._head_cache = None
         if not holds:
-            for child in node.children:
-                self.set_verdict(child, holds=False)
+            below = list(node.children)
+            while below:  # Not by recursion: a node that catches up may have thousands of descendants open.
+                child = self.nodes[below.pop()]
+                child.verdict = False
+                below.extend(child.children)
             return
         for candidate in [node, *(self.nodes[child] for child in node.children)]:
             if candidate.is_justified:

@@ -367,3 +367,12 @@ def test_two_trees_that_saw_the_same_in_another_order_agree() -> None:
     assert other.head() == tale.tree.head()
     assert other.final == tale.tree.final
     assert other.final.slot == 2
+
+
+def test_refusing_a_checkpoint_refuses_a_long_chain_after_it() -> None:
+    tale = Story(swarm_with("ada"))
+    first = tip = tale.grow(tale.genesis, slot=1, holds=None)
+    for slot in range(2, 1500):
+        tip = tale.grow(tip, slot=slot, holds=None)
+    tale.tree.set_verdict(first.id, holds=False)
+    assert tale.tree.nodes[tip.id].verdict is False
