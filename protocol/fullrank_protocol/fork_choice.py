@@ -227,14 +227,14 @@ class Tree:
         if not source_node.is_final:
             source_node.is_final = True
             self._note_voted_final(source_node.state)
-        if not source_node.verdict or source.slot <= self.final.slot:
-            if source.slot <= self.final.slot and not self.is_final(source_node.state):
-                self.conflict = source
-            return
-        if not is_ancestor(self.final, source_node.state, lookup=self.lookup):
+        is_newer = source.slot > self.final.slot
+        if is_newer:
+            agrees = is_ancestor(self.final, source_node.state, lookup=self.lookup)
+        else:
+            agrees = self.is_final(source_node.state)
+        if not agrees:  # Finality is a property of the votes: a contradiction counts before it is recomputed here.
             self.conflict = source
-            return
-        if self.conflict is not None:
+        if self.conflict is not None or not is_newer or not source_node.verdict:
             return
         self.final = source
         self._head_cache = None

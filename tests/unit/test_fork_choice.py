@@ -376,3 +376,18 @@ def test_refusing_a_checkpoint_refuses_a_long_chain_after_it() -> None:
         tip = tale.grow(tip, slot=slot, holds=None)
     tale.tree.set_verdict(first.id, holds=False)
     assert tale.tree.nodes[tip.id].verdict is False
+
+
+def test_a_contradiction_by_votes_counts_before_it_is_recomputed_here() -> None:
+    tale = Story(swarm_with("ada"))
+    ours = tale.line(tale.genesis, [1, 2], "ada")
+    for vote in tale.votes("ada", ours[-1]):
+        tale.tree.add_vote(vote)
+    assert tale.tree.final.slot == 1
+    theirs = tale.grow(tale.genesis, slot=5, holds=None)
+    child = tale.grow(theirs, slot=6, votes=tale.votes("ada", theirs), holds=None)
+    assert tale.tree.conflict is None
+    for vote in tale.votes("ada", child):
+        tale.tree.add_vote(vote)
+    assert tale.tree.conflict == theirs.here
+    assert tale.tree.final.slot == 1
