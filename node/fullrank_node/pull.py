@@ -7,6 +7,7 @@ What it has fetched stays in the home, so that the next pull fetches only what i
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from fullrank_node.model.master import MasterStore
 from fullrank_node.network.interface import BlobUnavailable, Network
 from fullrank_node.node_keys import BASE_DIGEST_KEY, BASE_DIR_KEY
 from fullrank_node.operations import Progress, PullReport, VerifyReport
-from fullrank_node.replay import apply_start, find_start, first_mismatch
+from fullrank_node.replay import apply_start, find_start, first_mismatch, hold_blobs
 from fullrank_node.restoring import restored_state
 from fullrank_node.runner import Runner
 from fullrank_node.store import Store
@@ -44,6 +45,9 @@ STALL_S = 20.0
 """A pull that makes no progress for this long goes on with what it has: some peer claims more than it shows."""
 
 POLL_S = 0.1
+
+HOLD_ATTEMPTS = 3
+"""How often a replay tries to keep hold of the deltas it reads while a daemon on the same home removes old ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -395,8 +399,9 @@ async def _replay(
 ) -> VerifyReport:
     """Recompute everything in the log of a home, in a scratch directory for the masters."""
     genesis = _genesis_of(place)
-    with Store(place, readonly=True) as log:
+    with contextlib.ExitStack() as stack, Store(place, readonly=True) as log:
         scratch = Home(place.work_dir / "verify")
+        stack.callback(shutil.rmtree, scratch.blobs_dir, ignore_errors=True)  # Links: they would keep old deltas alive.
         scratch.create()
         write_atomically(scratch.genesis_file, genesis.envelope.encode())
         async with _follower(
@@ -416,14 +421,18 @@ async def _replay(
                 known = known or f"the log does not hold checkpoint {final.hex()[:12]}"
                 final = genesis.swarm
             chain = [node.checkpoint for node in tree.chain(final) if node.checkpoint is not None]
-            merger = Merger(home=scratch, store=log, genesis=genesis, worker=made.merger.worker, threads=None)
+            merger = Merger(home=scratch, store=made.store, genesis=genesis, worker=made.merger.worker, threads=None)
             manifest, digest = made.base.manifest, made.base.digest
             notes: tuple[str, ...] = ()
             start = find_start(log, genesis, chain)
+            for _ in range(HOLD_ATTEMPTS):
+                if await asyncio.to_thread(hold_blobs, log, chain, start, made.store.blobs):
+                    break
+                start = find_start(log, genesis, chain)
             if start is not None and not known:
                 progress("applying a snapshot")
                 try:
-                    manifest = await apply_start(start, log, merger, tree, base=manifest)
+                    manifest = await apply_start(start, made.store, merger, tree, base=manifest)
                 except MergeRejectedError as error:
                     known = f"the snapshot of slot {start.slot}: {error.detail}"
                 else:

@@ -5,6 +5,7 @@ From the base, or, where deltas are gone, from the newest snapshot that every de
 
 from collections.abc import Callable, Mapping, Sequence
 
+from fullrank_node.blob_store import BlobStore
 from fullrank_node.errors import NodeError
 from fullrank_node.masters import merge_request
 from fullrank_node.merger import Merger, MergeRejectedError
@@ -37,8 +38,27 @@ def find_start(log: Store, genesis: Genesis, chain: Sequence[Checkpoint]) -> Sna
     return min(fit, key=lambda snapshot: (snapshot.slot, snapshot.author), default=None)
 
 
+def hold_blobs(log: Store, chain: Sequence[Checkpoint], start: Snapshot | None, into: BlobStore) -> bool:
+    """Link what a replay reads into a directory of its own: a running daemon removes old deltas meanwhile.
+
+    Returns:
+        Whether all of it was still there; if not, the replay has to start higher.
+    """
+    lowest = 0 if start is None else start.slot
+    above = (checkpoint for checkpoint in chain if checkpoint.slot > lowest)
+    needed = [accepted.contribution.blob.id for checkpoint in above for accepted in checkpoint.accepted]
+    for blob_id in [*needed, *([] if start is None else [start.blob.id])]:
+        if into.has(blob_id):
+            continue
+        try:
+            into.path(blob_id).hardlink_to(log.blobs.path(blob_id))
+        except FileNotFoundError:
+            return False
+    return True
+
+
 async def apply_start(
-    start: Snapshot, log: Store, merger: Merger, tree: Tree, *, base: Mapping[str, str]
+    start: Snapshot, store: Store, merger: Merger, tree: Tree, *, base: Mapping[str, str]
 ) -> dict[str, str]:
     """The masters of the checkpoint at which a replay starts.
 
@@ -48,7 +68,7 @@ async def apply_start(
     """
     digest = tree.state(start.checkpoint).model_digest
     return await merger.apply_snapshot(
-        log.blobs.path(start.blob.id), base=base, digest=digest, on_module=lambda _done: None
+        store.blobs.path(start.blob.id), base=base, digest=digest, on_module=lambda _done: None
     )
 
 

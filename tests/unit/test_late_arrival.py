@@ -10,10 +10,11 @@ from loop_swarm import LoopNode, LoopSwarm, loop_swarm, make_genesis, some_delta
 from peers import until
 from swarms import key_of
 
+from fullrank_node.blob_store import BlobStore
 from fullrank_node.config import Config, LimitsSection
 from fullrank_node.keeping import GIGABYTE, Keeper
 from fullrank_node.merger import Merger
-from fullrank_node.replay import apply_start, find_start, first_mismatch
+from fullrank_node.replay import apply_start, find_start, first_mismatch, hold_blobs
 from fullrank_node.restoring import restored_state, stored_snapshots
 from fullrank_protocol.checkpoint import Checkpoint
 from fullrank_protocol.round_state import RECENT_SLOTS
@@ -148,6 +149,9 @@ async def test_a_log_without_its_old_deltas_is_replayed_from_the_snapshot(past: 
     assert find_start(ada.store, past.genesis, chain_of(ada)) is None
     start = find_start(bob.store, past.genesis, chain_of(bob))
     assert start is not None
+    held = BlobStore(past.nodes[1].home.work_dir / "held")
+    assert hold_blobs(bob.store, chain_of(bob), start, held)
+    assert not hold_blobs(bob.store, chain_of(bob), None, held)
     base = bob.store.manifest(past.genesis.swarm)
     assert base is not None
     state = restored_state(
