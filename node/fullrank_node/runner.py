@@ -25,14 +25,14 @@ from fullrank_node.training.driver import TrainedDelta, TrainerDriver
 from fullrank_protocol import round_io as io
 from fullrank_protocol.checkpoint import Checkpoint
 from fullrank_protocol.contribution import make_contribution
-from fullrank_protocol.envelope import Envelope, seal
+from fullrank_protocol.envelope import Envelope, open_envelope, seal
 from fullrank_protocol.genesis import Genesis
 from fullrank_protocol.hints import make_announcement
 from fullrank_protocol.identity import SigningKey
 from fullrank_protocol.membership import make_take_up
 from fullrank_protocol.round import step_all
 from fullrank_protocol.round_state import RoundState, is_held
-from fullrank_protocol.vote import make_evidence, make_refusal, make_vote
+from fullrank_protocol.vote import make_evidence, make_refusal, make_vote, open_vote
 from fullrank_protocol.wire import objects_pb2 as wire
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class Runner:
         if self.state.own_votes or is_lost:
             self.state.listen_until_ms = FOR_EVER_MS if is_lost else self.clock.now_ms() + LISTEN_MS
             group.create_task(self._tell_when_synced())
-            await self.network.broadcast(self.store.own_votes()[-MAX_REPEATED_VOTES:])
+            self._store_recorded_votes()
         group.create_task(self.exchange.run(interval_s=min(max(window_s / 5, 0.5), 10.0)))
         group.create_task(self._look_up_hints(interval_s=min(max(window_s / 2, 2.0), 30.0)))
         while self.failure is None:
@@ -332,10 +332,19 @@ class Runner:
         self._training = self._spawn(self._train(action))
 
     async def _tell_when_synced(self) -> None:
+        assert self.network is not None
         await self.exchange.synced.wait()
+        await self.network.broadcast(self.store.own_votes()[-MAX_REPEATED_VOTES:])
         self.warnings.pop("log", None)
         self.store.set_meta(BEGUN_KEY, b"\x01")
         self.feed(io.Synced())
+
+    def _store_recorded_votes(self) -> None:
+        """Where the end came between a vote's record and the vote, let neighbours find those very bytes here."""
+        for data in self.store.own_votes()[-MAX_REPEATED_VOTES:]:
+            envelope = open_envelope(data, swarm=self.genesis.swarm)
+            slot = open_vote(envelope).target_slot
+            self.store.put_object(envelope, slot=slot, received_at_ms=self.clock.now_ms())
 
     # ---- work --------------------------------------------------------------------------------------
 

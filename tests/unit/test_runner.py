@@ -14,8 +14,11 @@ from peers import until
 
 from fullrank_node.errors import ExitCode, node_error_in
 from fullrank_node.files import disk_full
+from fullrank_node.home import Home
 from fullrank_node.runner import LISTEN_MS
+from fullrank_node.store import Store
 from fullrank_protocol.delta import SeedContext, expand, to_float
+from fullrank_protocol.envelope import open_envelope
 from fullrank_protocol.wire import objects_pb2 as wire
 
 
@@ -208,3 +211,25 @@ async def test_an_object_that_the_disk_has_spoilt_comes_from_peers_again(
             assert "is damaged on this disk and comes from peers again" in caplog.text
             await until(lambda: again.head == head)
             assert again.store.get_object(first) == row[0]
+
+
+async def test_a_vote_that_was_recorded_and_not_sent_is_sent_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with loop_swarm(tmp_path, make_genesis("ada", "bob", "cyd"), "ada", "bob") as swarm:
+        async with swarm.node("cyd") as cyd:
+            submit = cyd.runner.submit
+            monkeypatch.setattr(cyd.runner, "submit", lambda own: None if own.type == wire.VOTE else submit(own))
+            await swarm.everywhere(swarm.nodes[0].contribute(some_delta(swarm.genesis, "ada")))
+            swarm.clock.time_ms = swarm.genesis.slot_end_ms(1) + 300
+            await until(lambda: bool(cyd.store.own_votes()))
+        vote = open_envelope(cyd_vote(tmp_path), swarm=swarm.genesis.swarm)
+        assert not any(node.store.has_object(vote.id) for node in swarm.nodes)
+        async with swarm.node("cyd"):
+            await until(lambda: all(node.store.has_object(vote.id) for node in swarm.nodes))
+
+
+def cyd_vote(directory: Path) -> bytes:
+    with Store(Home(directory / "cyd"), readonly=True) as store:
+        (vote,) = store.own_votes()
+    return vote
