@@ -11,10 +11,10 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from fullrank_node.errors import ExitCode, NodeError
@@ -32,6 +32,26 @@ Values = Mapping[str, Any]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _own_address(text: str) -> str:
+    """An address of this node, as p2pd reads it; ValueError where it is none."""
+    from fullrank_node.addresses import host_and_port
+
+    host_and_port(text.partition("/p2p/")[0])
+    return text
+
+
+def _peer_address(text: str) -> str:
+    """An address of another node; ValueError where it is none or lacks the peer id."""
+    from fullrank_node.addresses import parse_address
+
+    parse_address(text)
+    return text
+
+
+OwnAddress = Annotated[str, AfterValidator(_own_address)]
+PeerAddress = Annotated[str, AfterValidator(_peer_address)]
 
 
 class NodeSection(_Section):
@@ -80,10 +100,14 @@ class LimitsSection(_Section):
 class NetworkSection(_Section):
     """How this node meets others."""
 
-    listen: tuple[str, ...] = Field(default=("/ip4/0.0.0.0/tcp/0",), description="multiaddresses; port 0: any free one")
-    announce: tuple[str, ...] = Field(default=(), description="addresses to tell others instead, behind a router")
+    listen: tuple[OwnAddress, ...] = Field(
+        default=("/ip4/0.0.0.0/tcp/0",), description="multiaddresses; port 0: any free one"
+    )
+    announce: tuple[OwnAddress, ...] = Field(
+        default=(), description="addresses to tell others instead, behind a router"
+    )
     no_listen: bool = Field(default=False, description="only dial out, and serve over the connections dialled")
-    peers: tuple[str, ...] = Field(default=(), description="entrances to try first, with their peer ids")
+    peers: tuple[PeerAddress, ...] = Field(default=(), description="entrances to try first, with their peer ids")
 
 
 class LoggingSection(_Section):
@@ -298,8 +322,9 @@ def _explained(problem: ErrorDetails, layers: Mapping[str, Values]) -> NodeError
         return _unknown(key, origin=origin)
     if problem["type"] == "model_type":
         problem["msg"] = "a table of keys is required"
+    reason = problem["msg"].removeprefix("Value error, ")  # Put before the words of a check of our own.
     return NodeError(
-        f"{key} is {problem['input']!r} in {origin}: {problem['msg'][:1].lower()}{problem['msg'][1:]}",
+        f"{key} is {problem['input']!r} in {origin}: {reason[:1].lower()}{reason[1:]}",
         hint=f"Change it there, or with `fullrank config set {key} VALUE`.",
         exit_code=ExitCode.CONFIG,
     )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from swarms import id_of
 
-from fullrank_node.network.addresses import parse_address
+from fullrank_node.addresses import parse_address
 from fullrank_node.network.frames import FrameTooLargeError, MalformedFrameError, read_message
 from fullrank_node.network.packed import MAX_NESTING, check_packed
 from fullrank_node.network.records import open_record, pack_binary, unpack_binary

@@ -1,13 +1,16 @@
 """Configuration: which source wins, and what a wrong key or value is told."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from fullrank_node import config
 from fullrank_node.errors import ExitCode, NodeError
+from fullrank_protocol.identity import SigningKey, peer_id
 
 NO_ENVIRONMENT: dict[str, str] = {}
+PEER = f"/ip4/203.0.113.7/tcp/4001/p2p/{peer_id(SigningKey.from_seed(bytes(32)).public_key)}"
 
 
 @pytest.fixture
@@ -50,13 +53,13 @@ def test_an_environment_variable_can_hold_any_kind_of_value(file: Path) -> None:
         FULLRANK_CERTIFY="false",
         FULLRANK_TRAIN__LEARNING_RATE="1e-3",
         FULLRANK_NODE__NAME="42",
-        FULLRANK_NETWORK__PEERS="/ip4/1.2.3.4/tcp/1, /ip4/1.2.3.4/tcp/2",
+        FULLRANK_NETWORK__PEERS=f"{PEER}, {PEER}",
         FULLRANK_NETWORK__LISTEN='["/ip4/0.0.0.0/tcp/7700"]',
     )
     assert found.certify is False
     assert found.train.learning_rate == 1e-3
     assert found.node.name == "42"
-    assert found.network.peers == ("/ip4/1.2.3.4/tcp/1", "/ip4/1.2.3.4/tcp/2")
+    assert found.network.peers == (PEER, PEER)
     assert found.network.listen == ("/ip4/0.0.0.0/tcp/7700",)
 
 
@@ -100,6 +103,25 @@ def test_a_value_out_of_range_names_key_value_and_source(file: Path) -> None:
     assert "19" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "words"),
+    [
+        ("network.listen", "127.0.0.1:7700", "'127.0.0.1:7700' is no address like /ip4/203.0.113.7/tcp/4001"),
+        ("network.listen", "/ip4/0.0.0.0/tcp/70000", "has no port from 0 to 65535"),
+        ("network.listen", "/ip4/300.0.0.1/tcp/1", "does not appear to be an IPv4 or IPv6 address"),
+        ("network.announce", "example.org", "is no address like"),
+        ("network.peers", "/ip4/203.0.113.7/tcp/4001", "does not end in /p2p/ and a peer id"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_before_anything_starts(file: Path, key: str, text: str, words: str) -> None:
+    with pytest.raises(NodeError, match="^" + re.escape(f"{key} is '{text}' in the command line: ")) as caught:
+        config.set_value(file, key, text)
+    assert words in str(caught.value)
+    assert "value error" not in str(caught.value)
+    assert caught.value.exit_code == ExitCode.CONFIG
+    assert not file.exists()
+
+
 def test_a_section_that_is_a_value_is_refused(file: Path) -> None:
     file.write_text("limits = 3\n")
     assert "a table of keys is required" in str(failure(file))
@@ -132,21 +154,24 @@ def test_what_is_written_is_what_was_set_and_no_more(file: Path) -> None:
             "certify": False,
             "node": {"name": None},
             "data": {"path": Path("/rows.jsonl")},
-            "network": {"listen": ("/a",)},
+            "network": {"listen": ("/dns/a/tcp/1",)},
         },
     )
     assert config.read_file(file) == {
         "certify": False,
         "data": {"path": "/rows.jsonl"},
-        "network": {"listen": ["/a"]},
+        "network": {"listen": ["/dns/a/tcp/1"]},
     }
 
 
 def test_setting_a_value_keeps_the_others(file: Path) -> None:
     config.write_config(file, {"limits": {"nice": 3}})
     config.set_value(file, "limits.cpu_threads", "2")
-    config.set_value(file, "network.peers", "/a,/b")
-    assert config.read_file(file) == {"limits": {"nice": 3, "cpu_threads": 2}, "network": {"peers": ["/a", "/b"]}}
+    config.set_value(file, "network.listen", "/dns/a/tcp/1,/dns/b/tcp/2")
+    assert config.read_file(file) == {
+        "limits": {"nice": 3, "cpu_threads": 2},
+        "network": {"listen": ["/dns/a/tcp/1", "/dns/b/tcp/2"]},
+    }
 
 
 def test_an_empty_text_unsets(file: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from peers import until
 from swarms import id_of, key_of
 
+from fullrank_node.addresses import host_and_port, is_loopback, parse_address, usefulness
 from fullrank_node.errors import NodeError
-from fullrank_node.network.addresses import host_and_port, is_loopback, parse_address, usefulness
 from fullrank_node.network.connections import Connections
 from fullrank_node.network.interface import DialError, NetworkError, PeerFailure, PeerUnreachable
 from fullrank_node.network.listening import choose_ports, probe_port

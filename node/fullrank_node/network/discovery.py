@@ -8,8 +8,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from fullrank_node.addresses import parse_address
 from fullrank_node.clock import Clock
-from fullrank_node.network.addresses import parse_address
 from fullrank_node.network.peer_cache import PeerCache
 from fullrank_node.network.publisher import MIN_LIFETIME_MS
 from fullrank_node.network.settings import NetworkSettings

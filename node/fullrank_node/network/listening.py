@@ -9,8 +9,8 @@ import socket
 import tempfile
 from pathlib import Path
 
+from fullrank_node.addresses import host_and_port, with_port
 from fullrank_node.errors import ExitCode, NodeError
-from fullrank_node.network.addresses import host_and_port, with_port
 
 MAX_SOCKET_PATH_BYTES = 104
 """Shortest bound on a Unix socket path among the systems that p2pd runs on (macOS; Linux allows 107)."""

@@ -10,9 +10,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fullrank_node.addresses import dialable, host_and_port
 from fullrank_node.clock import Clock, SystemClock
 from fullrank_node.errors import NodeError
-from fullrank_node.network.addresses import dialable, host_and_port
 from fullrank_node.network.asking import Stream, request_peer
 from fullrank_node.network.blobs import BlobFetcher
 from fullrank_node.network.board import Board

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from fullrank_node.addresses import Address, parse_address, usefulness
 from fullrank_node.errors import NodeError
 from fullrank_node.files import write_atomically
-from fullrank_node.network.addresses import Address, parse_address, usefulness
 from fullrank_protocol.limits import MAX_ADDRESSES
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
-from fullrank_node.network.addresses import host_and_port
+from fullrank_node.addresses import host_and_port
 
 _REASONS: Final = {
     errno.ECONNREFUSED: "nothing listens there",

@@ -14,8 +14,8 @@ from typing import Any
 
 from hivemind.p2p import P2P, P2PDaemonError
 
+from fullrank_node.addresses import is_loopback
 from fullrank_node.errors import ExitCode, NodeError
-from fullrank_node.network.addresses import is_loopback
 from fullrank_node.network.control import Control, key_of_peer_id
 from fullrank_node.network.dht import Directory
 from fullrank_node.network.listening import SocketDirectory, choose_ports, port_taken, probe_port
@@ -154,7 +154,9 @@ class Supervisor:
             probe_port(base)
         made: list[P2P] = []
         try:
-            p2p = await self._create_p2p(made)
+            # Its own timeout ends with p2pd's first line; a p2pd that stalls after it would be waited for without end.
+            async with asyncio.timeout(2 * self._settings.start_timeout_s):
+                p2p = await self._create_p2p(made)
             control = Control(Path(p2p._daemon_listen_maddr["unix"]))
             _watch_tasks(p2p)
             async with asyncio.timeout(self._settings.start_timeout_s):
