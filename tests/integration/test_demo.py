@@ -19,7 +19,7 @@ import pytest
 GONE_S = 60.0
 """How long the processes of an ended demo may take to go: they are asked to before it ends."""
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 
 class RunningDemo:
@@ -61,7 +61,7 @@ class RunningDemo:
     def wait_for(self, text: str) -> None:
         """Return once a line with the text was shown."""
         with self._changed:
-            found = self._changed.wait_for(lambda: any(text in line or line == "(end)" for line in self.lines), 300)
+            found = self._changed.wait_for(lambda: any(text in line or line == "(end)" for line in self.lines), 600)
         assert found, self.shown
         assert text in self.shown, self.shown
 
@@ -69,7 +69,7 @@ class RunningDemo:
         """Exit code and standard output, once it has ended."""
         assert self.process.stdout is not None
         output = self.process.stdout.read()
-        code = self.process.wait(timeout=300)
+        code = self.process.wait(timeout=60)
         self._reader.join(timeout=60)
         return code, output
 

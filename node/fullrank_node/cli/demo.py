@@ -79,7 +79,7 @@ def report_lines(result: Mapping[str, Any]) -> list[render.Line]:
         ("model", f"{result['model_dir']}  (transformers loads it: AutoModelForCausalLM.from_pretrained)"),
     ]
     if result["kept"]:
-        lines.append(("homes", f"{result['kept']}; look at one: fullrank --home {result['kept']}/node-1 history"))
+        lines.append(("homes", f"{result['kept']}; replay one: fullrank verify --home {result['kept']}/node-1"))
     return lines
 
 

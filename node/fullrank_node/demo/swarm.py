@@ -19,8 +19,8 @@ BASE = "embedded:demo"
 LOOK_S = 0.5
 """Between two looks at all nodes: often enough for a bar that moves, rarely enough to cost nothing."""
 
-SET_UP_TIMEOUT_S = 300.0
-"""Founding, joining and starting take 20 to 40 s on two cores."""
+SET_UP_TIMEOUT_S = 600.0
+"""Founding, joining and starting take 20 to 40 s on two cores, and minutes where twenty other processes want them."""
 
 LATEST_BEGIN = 0.2
 """Share of a slot after which training begins in the next one instead: the first round shall not be a short one."""
