@@ -115,6 +115,8 @@ def _receive_checkpoint(state: RoundState, envelope: Envelope, now_ms: int) -> I
     checkpoint = open_checkpoint(envelope, state.genesis)
     due_ms = state.genesis.slot_end_ms(checkpoint.slot) - CLOCK_TOLERANCE_MS
     if due_ms > now_ms:
+        if checkpoint.proposer not in state.tree.head().members.certifiers:
+            raise IgnoreError("is ahead of this clock, and its proposer is no certifier known here")
         state.future_due_ms = min(state.future_due_ms, due_ms)
         raise _ParkedError(FUTURE)
     tree = state.tree
