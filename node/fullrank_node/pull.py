@@ -500,7 +500,7 @@ def _genesis_of(home: Home) -> Genesis:
     except FileNotFoundError as error:
         raise NodeError(
             f"{home.path} belongs to no swarm",
-            hint="Give a link: `fullrank pull LINK -o DIR`.",
+            hint="Give a link: `fullrank pull LINK -o DIR`, `fullrank verify LINK`.",
             exit_code=ExitCode.CONFIG,
         ) from error
 

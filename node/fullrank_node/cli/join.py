@@ -89,7 +89,7 @@ def join(
     with render.progress() as progress:
         progress("starting the node")
         lifecycle.start_in_background(place)
-    typer.echo("This node takes part; see `fullrank status --watch`.", err=True)
+    typer.echo("The node runs; `fullrank status --watch` shows when the swarm has admitted it.", err=True)
 
 
 def consent_lines(summary: JoinSummary, *, data: Path | None) -> list[str]:
@@ -100,6 +100,7 @@ def consent_lines(summary: JoinSummary, *, data: Path | None) -> list[str]:
         f"{render.bytes_text(summary.base_download_bytes)} to fetch" if summary.base_download_bytes else "already here"
     )
     addresses = ", ".join(_address_text(address) for address in summary.addresses) or "from which it dials"
+    update = render.bytes_text(summary.update_bytes)
     lines = [
         ("swarm", f"{render.clean(summary.swarm_name)}  {render.short(summary.swarm)}"),
         ("model", f"{base}, {fetched}"),
@@ -107,7 +108,7 @@ def consent_lines(summary: JoinSummary, *, data: Path | None) -> list[str]:
         ("device", "the best there is" if summary.device == "auto" else render.clean(summary.device)),
         ("time", f"a slot takes {window}; trains whenever the node runs" if data else f"a slot takes {window}"),
         ("disk", f"about {render.bytes_text(summary.disk_bytes)}"),
-        ("leaves", f"one signed delta a slot, at most {render.bytes_text(summary.update_bytes)}"),
+        ("leaves", f"one signed delta a slot, at most {update}" if data else "no delta: there is nothing to train on"),
         ("", f"the name {render.clean(summary.node_name)} and the public key {render.short(summary.member)}…"),
         ("", f"the address {addresses}"),
         ("stays", f"the data: {data} ({render.plural(summary.num_rows, 'row')})" if data else "no data is given"),

@@ -118,8 +118,8 @@ def require_consent(question: str, *, yes: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         raise NodeError(
-            "this needs an answer, and nobody is at the terminal",
-            hint="Read what will happen above, then add --yes.",
+            f"nobody is at the terminal to answer: {question}",
+            hint="Add --yes where that is meant.",
             exit_code=ExitCode.USAGE,
         )
     return typer.confirm(question, default=True, err=True)
