@@ -5,6 +5,7 @@ taken up again when that arrives. A faulty one is dropped with the rule it break
 """
 
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from fullrank_protocol.chain import check_contributor, contribution_staleness
 from fullrank_protocol.checkpoint import Checkpoint, open_checkpoint
@@ -115,10 +116,7 @@ def _receive_checkpoint(state: RoundState, envelope: Envelope, now_ms: int) -> I
     checkpoint = open_checkpoint(envelope, state.genesis)
     due_ms = state.genesis.slot_end_ms(checkpoint.slot) - CLOCK_TOLERANCE_MS
     if due_ms > now_ms:
-        if checkpoint.proposer not in state.tree.head().members.certifiers:
-            raise IgnoreError("is ahead of this clock, and its proposer is no certifier known here")
-        state.future_due_ms = min(state.future_due_ms, due_ms)
-        raise _ParkedError(FUTURE)
+        _hold(state, checkpoint, due_ms)
     tree = state.tree
     if tree.lookup(checkpoint.parent) is None:
         raise _ParkedError(checkpoint.parent)
@@ -163,6 +161,14 @@ def _is_referred_to(state: RoundState, checkpoint: Checkpoint) -> bool:
                 seen.add(waiting.id)
                 open_ids.append(waiting.id)
     return False
+
+
+def _hold(state: RoundState, checkpoint: Checkpoint, due_ms: int) -> NoReturn:
+    """Keep a checkpoint ahead of this clock until its time, where a certifier made it: others' would only fill memory."""
+    if checkpoint.proposer not in state.tree.head().members.certifiers:
+        raise IgnoreError("is ahead of this clock, and its proposer is no certifier known here")
+    state.future_due_ms = min(state.future_due_ms, due_ms)
+    raise _ParkedError(FUTURE)
 
 
 def _receive_vote(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
