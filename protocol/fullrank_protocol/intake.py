@@ -164,7 +164,7 @@ def _is_referred_to(state: RoundState, checkpoint: Checkpoint) -> bool:
 
 
 def _hold(state: RoundState, checkpoint: Checkpoint, due_ms: int) -> NoReturn:
-    """Keep a checkpoint ahead of this clock until its time, where a certifier made it: others' would only fill memory."""
+    """Keep a checkpoint ahead of this clock until its time; only a certifier's, or anybody could fill the memory."""
     if checkpoint.proposer not in state.tree.head().members.certifiers:
         raise IgnoreError("is ahead of this clock, and its proposer is no certifier known here")
     state.future_due_ms = min(state.future_due_ms, due_ms)
