@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fullrank_node.addresses import parse_address
 from fullrank_node.base_supply import BaseSupply
 from fullrank_node.child import ChildProcess
 from fullrank_node.clock import SystemClock
@@ -168,13 +169,16 @@ def read_target(target: str) -> Link:
         NodeError: It is none.
     """
     try:
-        return parse_link(target)
-    except ProtocolError as error:
+        link = parse_link(target)
+        for peer in link.peers:
+            parse_address(peer)  # A link may name peers without their id; a connection needs it.
+    except (ProtocolError, ValueError) as error:
         raise NodeError(
-            f"this is no link: {error.detail}",
+            f"this is no link: {error}",
             hint="A link begins with fullrank: and comes from `fullrank create` or `fullrank invite`. Quote it.",
             exit_code=ExitCode.USAGE,
         ) from error
+    return link
 
 
 # ---- following -----------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ def own_logging() -> Iterator[None]:
         ("fulrank:12", "fullrank:"),
         (LINK.replace("7f", "zz"), "64"),
         (LINK + "&peer=here", "'here' is not a multiaddress"),
+        (LINK + "&peer=/ip4/192.0.2.1/tcp/4001", "'/ip4/192.0.2.1/tcp/4001' does not end in /p2p/ and a peer id"),
     ],
 )
 def test_a_wrong_link_names_what_is_wrong_with_it(

@@ -90,17 +90,21 @@ def require_data(data: Path | None) -> Path | None:
 
 def read_link(text: str) -> "Link":
     """The link that a person was given; NodeError where it is none."""
+    from fullrank_node.addresses import parse_address
     from fullrank_protocol.errors import ProtocolError
     from fullrank_protocol.link import parse_link
 
     try:
-        return parse_link(text)
-    except ProtocolError as error:
+        link = parse_link(text)
+        for peer in link.peers:
+            parse_address(peer)  # A link may name peers without their id; a connection needs it.
+    except (ProtocolError, ValueError) as error:
         raise NodeError(
-            f"this is not a swarm's link: {error.detail}",
+            f"this is not a swarm's link: {error}",
             hint="A link looks like fullrank:<64 hex digits>?peer=<multiaddr>; quote it, the shell reads & and ?.",
             exit_code=ExitCode.USAGE,
         ) from error
+    return link
 
 
 def duration_ms(text: str) -> int:
