@@ -126,6 +126,7 @@ def genesis() -> Genesis:
             root_keys=sorted(root.public_key for root in roots),
             root_threshold=1,
             founders=[key("founder").public_key],
+            founder_names=["quiet-otter"],
         ),
     )
     return create_genesis(key("founder"), message)

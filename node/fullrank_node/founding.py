@@ -84,6 +84,7 @@ async def create(
                 root_keys=[key.public_key],
                 root_threshold=1,
                 founders=[key.public_key],
+                founder_names=[str((overrides.get("node") or {}).get("name") or name_of(key.public_key))],
             )
         )
         with Store(home) as store:

@@ -182,7 +182,7 @@ def _decompress(frame: bytes, num_bytes: int) -> bytes:
         if stated.content_size != num_bytes or stated.dict_id != 0:
             raise RejectError(
                 Rule.CODEC,
-                f"found a frame stated to hold {stated.content_size} bytes, required {num_bytes} for this swarm's shapes",
+                f"found a frame of {stated.content_size} bytes, required {num_bytes} for this swarm's shapes",
             )
         raw = zstandard.ZstdDecompressor().decompress(frame, max_output_size=num_bytes, allow_extra_data=False)
     except zstandard.ZstdError as error:

@@ -179,6 +179,7 @@ def open_genesis(data: bytes, *, expect: bytes | None = None) -> Genesis:
             root_keys=tuple(message.membership.root_keys),
             root_threshold=message.membership.root_threshold,
             founders=tuple(message.membership.founders),
+            founder_names=tuple(message.membership.founder_names),
         ),
         predecessor=_predecessor(message.predecessor) if message.HasField("predecessor") else None,
     )

@@ -196,6 +196,13 @@ def _check_membership(membership: wire.MembershipPolicy, *, signer: bytes) -> No
     check_range(membership.root_threshold, 1, len(membership.root_keys), what="the root threshold")
     check_range(len(membership.founders), 1, limits.MAX_CERTIFIERS, what="the number of founders")
     check_ascending(membership.founders, what="founders")
+    if len(membership.founder_names) not in (0, len(membership.founders)):
+        raise RejectError(
+            Rule.SCHEMA,
+            f"{len(membership.founders)} founders have {len(membership.founder_names)} names: all or none required",
+        )
+    for name in membership.founder_names:
+        check_text(name, limits.MAX_NAME_BYTES, what="a founder's name")
     for key in membership.founders:
         check_public_key(key, what="a founder's key")
     if signer not in membership.root_keys:

@@ -167,12 +167,14 @@ class MembershipPolicy:
         root_keys: Ascending.
         root_threshold: Distinct root signatures that a root record needs.
         founders: Members and certifiers from the start, ascending.
+        founder_names: As the founders call themselves, one each, or none at all.
     """
 
     policy: Policy
     root_keys: tuple[bytes, ...]
     root_threshold: int
     founders: tuple[bytes, ...]
+    founder_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -216,9 +216,11 @@ class Members:
 
 def initial_members(genesis: Genesis) -> Members:
     """The founders, with both roles and certifiers from the start."""
+    membership = genesis.membership
+    names = membership.founder_names or ("",) * len(membership.founders)
     founders = {
-        key: Member(key=key, roles=ALL_ROLES, name="", grant_id=b"", admitted_slot=0)
-        for key in genesis.membership.founders
+        key: Member(key=key, roles=ALL_ROLES, name=name, grant_id=b"", admitted_slot=0)
+        for key, name in zip(membership.founders, names, strict=True)
     }
     return Members(
         members=founders,

@@ -210,6 +210,8 @@ BAD = [
     ("membership.root_keys", [key_of("ada").public_key] * 2, Rule.SCHEMA, "root keys are not strictly ascending"),
     ("membership.root_threshold", 0, Rule.SCHEMA, "root threshold is 0"),
     ("membership.root_threshold", 2, Rule.SCHEMA, "root threshold is 2, 1 to 1 required"),
+    ("membership.founder_names", ["ada", "bob"], Rule.SCHEMA, "1 founders have 2 names"),
+    ("membership.founder_names", ["a" * 65], Rule.SCHEMA, "founder.s name"),
     ("membership.founders", [], Rule.SCHEMA, "number of founders is 0"),
     ("membership.founders", [b"\xff" * 32], Rule.SIGNATURE, "a founder's key .* canonical"),
     ("predecessor.swarm", bytes(31), Rule.SCHEMA, "predecessor's swarm has 31 bytes"),

@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
-from swarms import CREATED_AT_MS, WINDOW_MS, Swarm, id_of, key_of, seed_of, swarm_of
+from swarms import CREATED_AT_MS, WINDOW_MS, Swarm, genesis_message, id_of, key_of, seed_of, swarm_of
 
 from fullrank_protocol import limits
 from fullrank_protocol.envelope import Envelope, seal
 from fullrank_protocol.errors import RejectError, Rule
+from fullrank_protocol.genesis import create_genesis
 from fullrank_protocol.membership import (
     ALL_ROLES,
     RECORD_TYPES,
@@ -91,6 +92,14 @@ def names(keys: frozenset[bytes]) -> set[str]:
 
 
 # ---- the beginning ----
+
+
+def test_founders_bear_the_names_that_the_genesis_gives_them() -> None:
+    message = genesis_message(founders=("ada",))
+    message.membership.founder_names.append("quiet-otter")
+    named = create_genesis(key_of("ada"), message)
+    assert initial_members(named).members[key_of("ada").public_key].name == "quiet-otter"
+    assert initial_members(SWARM.genesis).members[key_of("ada").public_key].name == ""
 
 
 def test_founders_contribute_and_certify_from_the_start() -> None:

@@ -265,16 +265,18 @@ class Limits(_message.Message):
     def __init__(self, max_delta_bytes: _Optional[int] = ..., min_scale_exponent: _Optional[int] = ..., max_scale_exponent: _Optional[int] = ..., max_checkpoint_bytes: _Optional[int] = ...) -> None: ...
 
 class MembershipPolicy(_message.Message):
-    __slots__ = ("policy", "root_keys", "root_threshold", "founders")
+    __slots__ = ("policy", "root_keys", "root_threshold", "founders", "founder_names")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     ROOT_KEYS_FIELD_NUMBER: _ClassVar[int]
     ROOT_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     FOUNDERS_FIELD_NUMBER: _ClassVar[int]
+    FOUNDER_NAMES_FIELD_NUMBER: _ClassVar[int]
     policy: Policy
     root_keys: _containers.RepeatedScalarFieldContainer[bytes]
     root_threshold: int
     founders: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, policy: _Optional[_Union[Policy, str]] = ..., root_keys: _Optional[_Iterable[bytes]] = ..., root_threshold: _Optional[int] = ..., founders: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    founder_names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, policy: _Optional[_Union[Policy, str]] = ..., root_keys: _Optional[_Iterable[bytes]] = ..., root_threshold: _Optional[int] = ..., founders: _Optional[_Iterable[bytes]] = ..., founder_names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Predecessor(_message.Message):
     __slots__ = ("swarm", "checkpoint", "model_digest")
