@@ -94,6 +94,9 @@ def main(arguments: list[str] | None = None) -> int:
             with contextlib.suppress(OSError):  # It may be a file on the very disk that is full.
                 sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return int(error.exit_code)
+    except Exception:
+        log.exception("The daemon ended by an error of its own.")  # Where `fullrank logs` shows it.
+        raise
     return int(ExitCode.OK)
 
 

@@ -10,7 +10,7 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fullrank_node.base_supply import stamp_of
 from fullrank_node.child import ChildDiedError, ChildFailedError, ChildProcess
@@ -35,6 +35,9 @@ from fullrank_protocol.limits import PROTOCOL_VERSION
 from fullrank_protocol.link import Link
 from fullrank_protocol.wire import objects_pb2 as wire
 from fullrank_protocol.wire import peer_pb2
+
+if TYPE_CHECKING:
+    from fullrank_node.training.data import DataReport
 
 FIND_PEER_S = 45.0
 """How long `join` and `pull` look for a first peer: a dead entrance may take 10 s to give up on."""
@@ -122,7 +125,7 @@ async def join(
     """
     with _fresh_home(home) as undo:
         write_config(home.config_file, overrides)
-        num_rows = await asyncio.to_thread(_count_rows, data)
+        rows = await asyncio.to_thread(_checked_rows, data)
         key = create_identity(home.identity_file)
         async with visiting_network(home, key, link.swarm, peers=link.peers) as network:
             genesis = await fetch_genesis(network, link, progress=progress)
@@ -132,7 +135,7 @@ async def join(
                 hint="Ask a founder for a link made by `fullrank invite`; pulling the model needs none.",
                 exit_code=ExitCode.PERMISSION,
             )
-        summary = _summary(genesis, key, base=base, overrides=overrides, num_rows=num_rows)
+        summary = _summary(genesis, key, base=base, overrides=overrides, rows=rows)
         if not confirm(summary):
             undo()
             return None
@@ -319,21 +322,21 @@ def _file_entry(directory: Path, name: str, store: Store | None) -> wire.FileEnt
     return wire.FileEntry(name=name, blob=BlobRef(id=ref.id, num_bytes=ref.num_bytes).to_wire())
 
 
-def _count_rows(data: Path | None) -> int:
-    """Usable rows of the owner's data.
+def _checked_rows(data: Path | None) -> "DataReport | None":
+    """What the owner's data holds; None without data.
 
     Raises:
         NodeError: It cannot be used, with line numbers.
     """
     if data is None:
-        return 0
+        return None
     from fullrank_node.training.data import check_data
 
-    return check_data(data, None, valid_fraction=0.0).num_rows
+    return check_data(data, None, valid_fraction=0.0)
 
 
 def _summary(
-    genesis: Genesis, key: SigningKey, *, base: Path | None, overrides: Mapping[str, Any], num_rows: int
+    genesis: Genesis, key: SigningKey, *, base: Path | None, overrides: Mapping[str, Any], rows: "DataReport | None"
 ) -> JoinSummary:
     from fullrank_node.model.base import check_base_files, resolve_base
 
@@ -370,7 +373,8 @@ def _summary(
         slot_window_ms=genesis.timing.slot_window_ms,
         node_name=(overrides.get("node") or {}).get("name") or name_of(key.public_key),
         member=key.public_key,
-        num_rows=num_rows,
+        num_rows=rows.num_rows if rows is not None else 0,
+        bad_rows=tuple((bad.line, bad.reason) for bad in rows.skipped) if rows is not None else (),
         certifies=overrides.get("certify") is not False,
     )
 

@@ -71,6 +71,7 @@ class JoinSummary:
         device: What it will train on, in words.
         addresses: What others will see of this machine.
         num_rows: Usable rows in the data; 0 without data.
+        bad_rows: Lines of the data that cannot be used, each with its reason.
         certifies: The node will also check and vote.
     """
 
@@ -89,6 +90,7 @@ class JoinSummary:
     addresses: tuple[str, ...]
     num_rows: int
     certifies: bool
+    bad_rows: tuple[tuple[int, str], ...] = ()
 
 
 Confirm = Callable[[JoinSummary], bool]

@@ -112,6 +112,7 @@ def consent_lines(summary: JoinSummary, *, data: Path | None) -> list[str]:
         ("", f"the name {render.clean(summary.node_name)} and the public key {render.short(summary.member)}…"),
         ("", f"the address {addresses}"),
         ("stays", f"the data: {data} ({render.plural(summary.num_rows, 'row')})" if data else "no data is given"),
+        *_bad_row_lines(summary),
         ("role", "checks and votes on others' work" if summary.certifies else "does not check and vote"),
     ]
     return ["", *(f"  {label:<9}{text}" for label, text in lines), ""]
@@ -120,3 +121,12 @@ def consent_lines(summary: JoinSummary, *, data: Path | None) -> list[str]:
 def _address_text(address: str) -> str:
     everywhere = any(any_host in address for any_host in ("/ip4/0.0.0.0/", "/ip6/::/"))
     return "of this machine, " + render.clean(address) if everywhere else render.clean(address)
+
+
+def _bad_row_lines(summary: JoinSummary) -> list[tuple[str, str]]:
+    """The first row of the data that cannot be used, and how to see the others."""
+    if not summary.bad_rows:
+        return []
+    line, reason = summary.bad_rows[0]
+    rows = render.plural(len(summary.bad_rows), "row")
+    return [("", f"{rows} cannot be used, first line {line}: {render.clean(reason)}; see `fullrank data check`")]
