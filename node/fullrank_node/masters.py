@@ -200,13 +200,15 @@ class Masters:
         request = merge_request(checkpoint, tree)
         await self._fetch_deltas(checkpoint)
         try:
-            merged = await self._merger.merge(request, parent_manifest=parent_manifest)
+            try:
+                merged = await self._merger.merge(request, parent_manifest=parent_manifest)
+            except NodeError:
+                if not await self._drop_spoilt_deltas(checkpoint):
+                    raise
+                await self._fetch_deltas(checkpoint)
+                merged = await self._merger.merge(request, parent_manifest=parent_manifest)
         except MergeRejectedError as error:
             raise NodeError(f"replaying slot {checkpoint.slot} failed: {error.detail}") from error
-        except NodeError:
-            for accepted in checkpoint.accepted:
-                await asyncio.to_thread(self._store.blobs.drop_spoilt, accepted.contribution.blob.id)
-            raise
         manifest = self._merger.manifest_of(request.key)
         if merged.model_digest != checkpoint.model_digest or manifest is None:
             raise NodeError(
@@ -215,6 +217,13 @@ class Masters:
                 hint="This machine calculates otherwise than it once did: run `fullrank doctor`.",
             )
         return manifest
+
+    async def _drop_spoilt_deltas(self, checkpoint: Checkpoint) -> bool:
+        """Delete deltas that are not what their names promise; True if there were any."""
+        ids = [accepted.contribution.blob.id for accepted in checkpoint.accepted]
+        for blob_id in ids:
+            await asyncio.to_thread(self._store.blobs.drop_spoilt, blob_id)
+        return not all(map(self._store.blobs.has, ids))
 
     async def _fetch_deltas(self, checkpoint: Checkpoint) -> None:
         """Have the deltas of a replay here; those that were removed or damaged come from peers again."""

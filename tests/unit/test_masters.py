@@ -70,7 +70,8 @@ async def test_a_spoilt_head_is_made_again_and_the_next_round_agrees(
         assert all(MasterStore(nodes[1].home.masters_dir).verify(each.stem) for each in paths_of(nodes[1], after.id))
 
 
-async def test_a_replay_goes_back_to_the_base_and_asks_peers_for_deltas(tmp_path: Path) -> None:
+@pytest.mark.parametrize("deltas", ["removed", "cut"])
+async def test_a_replay_goes_back_to_the_base_and_asks_peers_for_deltas(tmp_path: Path, deltas: str) -> None:
     async with two_rounds(tmp_path) as (swarm, nodes, (first, head)):
         bob = nodes[1]
         genesis = swarm.genesis.swarm
@@ -81,7 +82,10 @@ async def test_a_replay_goes_back_to_the_base_and_asks_peers_for_deltas(tmp_path
             for path in paths_of(bob, checkpoint):
                 flip_a_bit(path)
         for blob in bob.blobs.ids():
-            bob.blobs.delete(blob)
+            if deltas == "removed":
+                bob.blobs.delete(blob)
+            else:
+                bob.blobs.path(blob).write_bytes(bob.blobs.path(blob).read_bytes()[:-3])
 
         async def remake_base() -> dict[str, str]:
             for path, data in whole.items():
