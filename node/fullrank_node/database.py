@@ -1,6 +1,7 @@
 """The database file of a node: its schema, how it is opened and checked, and what its failures mean."""
 
 import contextlib
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,9 @@ MIGRATIONS = (
 )
 """One script per schema version, in order; `PRAGMA user_version` says how many were run."""
 
+_SHARED_MEMORY_BYTES = 32 << 10
+"""Size of the file beside the database by which its users agree; where it does not fit, SQLite speaks of I/O errors."""
+
 _BUSY_TIMEOUT_S = 5.0
 """How long a write waits for another process. Readers never block writers in WAL mode; recovery does, briefly."""
 
@@ -125,6 +129,10 @@ def _damaged(path: Path, found: str) -> NodeError:
     )
 
 
+def _has_no_room(path: Path) -> bool:
+    return shutil.disk_usage(path.parent).free < _SHARED_MEMORY_BYTES
+
+
 @contextlib.contextmanager
 def database_errors(path: Path) -> Iterator[None]:
     """Turns what the operator can cure into a NodeError; misuse by our own code passes through."""
@@ -133,8 +141,14 @@ def database_errors(path: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", None)
         primary = None if code is None else code & 0xFF
-        if primary == sqlite3.SQLITE_FULL:
+        if primary == sqlite3.SQLITE_FULL or (primary == sqlite3.SQLITE_IOERR and _has_no_room(path)):
             raise disk_full(path) from error
+        if primary == sqlite3.SQLITE_IOERR:
+            raise NodeError(
+                f"the disk that holds the database {path} fails: {error}",
+                hint="Check the disk. On another one, move the node's home there; with only the key, join again.",
+                exit_code=ExitCode.DISK,
+            ) from error
         if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise _damaged(path, str(error)) from error
         if primary == sqlite3.SQLITE_CANTOPEN:

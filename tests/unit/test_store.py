@@ -1,15 +1,17 @@
 """The store remembers what it was told, across kills and beside readers, and names its cures."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from fullrank_node.database import MIGRATIONS
+from fullrank_node.database import MIGRATIONS, database_errors
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.history import ContributionRow, RoundRow
 from fullrank_node.home import Home
@@ -303,3 +305,18 @@ def test_a_full_disk_is_the_operators_error_and_loses_nothing_written_before(hom
         assert caught.value.exit_code == ExitCode.DISK
         assert store.has_object(vote(1).id)
         assert store.get_meta("large") is None
+
+
+@pytest.mark.parametrize(
+    ("free", "said"), [(4096, "no space left on the disk"), (1 << 30, "the disk that holds .* fails")]
+)
+def test_an_io_error_is_a_full_disk_or_a_failing_one(
+    home: Home, monkeypatch: pytest.MonkeyPatch, free: int, said: str
+) -> None:
+    """SQLite calls it an I/O error when there is no room for the memory that its users share."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR | (19 << 8)  # SQLITE_IOERR_SHMSIZE
+    with pytest.raises(NodeError, match=said) as caught, database_errors(home.state_file):
+        raise error
+    assert caught.value.exit_code == ExitCode.DISK
