@@ -1,6 +1,7 @@
 """Random faults from many seeds: safety always, and recovery within a stated number of slots after healing.
 
-Together at least 900 seeds of up to 7 certifiers, 20 of 20, 5 of 50 and 2 of 200, on two processes.
+Together 900 seeds of up to 7 certifiers, 20 of 20 and 5 of 50, on two processes. Sizes beyond are run by
+`scripts/bench/simulate.py`: two seeds of 200 certifiers take as long as all of these.
 """
 
 import concurrent.futures
@@ -44,9 +45,9 @@ def test_small_swarms_survive_everything(size: int, seeds: int) -> None:
     check(outcomes(plans_of(size, seeds)), min_rounds=10)
 
 
-@pytest.mark.parametrize(("size", "seeds"), [(20, 20), (50, 5), (200, 2)])
+@pytest.mark.parametrize(("size", "seeds"), [(20, 20), (50, 5)])
 def test_large_swarms_survive_everything(size: int, seeds: int) -> None:
-    slots = {20: (9, 9), 50: (8, 9), 200: (6, 9)}[size]
+    slots = {20: (9, 9), 50: (8, 9)}[size]
     plans = [draw_plan(seed, size, hostile=seed % 2 == 1, chaos_slots=slots[0]) for seed in range(seeds)]
     check(outcomes(replace(plan, calm_slots=slots[1]) for plan in plans), min_rounds=10)
 

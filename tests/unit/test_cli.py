@@ -668,14 +668,15 @@ def test_demo_passes_its_choices_and_prints_one_object(
 ) -> None:
     asked: list[Any] = []
 
-    def run_demo(nodes: int, rounds: int | None, *, json: bool, keep: Path | None) -> dict[str, Any]:
-        asked.append((nodes, rounds, json, keep))
+    def run_demo(nodes: int, rounds: int | None, *, keep: Path | None) -> dict[str, Any]:
+        asked.append((nodes, rounds, keep))
         return {"nodes": nodes, "digests_equal": True}
 
-    monkeypatch.setitem(sys.modules, "fullrank_node.demo.run", types.SimpleNamespace(run_demo=run_demo))
+    fake = types.SimpleNamespace(run_demo=run_demo, InterruptedDemoError=KeyError)
+    monkeypatch.setitem(sys.modules, "fullrank_node.demo.run", fake)
     found = run("demo", "--nodes", "4", "--json", "--keep", str(tmp_path)).object()
     assert found == {"version": 1, "nodes": 4, "digests_equal": True}
-    assert asked == [(4, None, True, tmp_path)]
+    assert asked == [(4, None, tmp_path)]
 
 
 # ---- configuration, data, key, doctor ----------------------------------------------------------

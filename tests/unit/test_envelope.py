@@ -101,7 +101,7 @@ def test_another_version_is_refused() -> None:
     assert error.detail == "the envelope has protocol version 2, 1 required"
 
 
-@pytest.mark.parametrize("type_", [0, 18, 2**31 - 1])
+@pytest.mark.parametrize("type_", [0, 19, 2**31 - 1])
 def test_an_unknown_type_is_refused(type_: int) -> None:
     error = refusal_of(resigned(type=type_))
     assert error.rule is Rule.SCHEMA
