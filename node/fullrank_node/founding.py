@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 FIND_PEER_S = 45.0
 """How long `join` and `pull` look for a first peer: a dead entrance may take 10 s to give up on."""
 
+RETRY_S = 1.0
+"""Pause before peers are asked again for the genesis."""
+
 GENESIS_TIMEOUT_S = 30.0
 PREPARE_TIMEOUT_S = 3600.0
 
@@ -220,8 +223,21 @@ async def fetch_genesis(network: Network, link: Link, *, progress: Progress) -> 
     Raises:
         NodeError: Nobody answered, or every answer was another genesis or another protocol version.
     """
-    await wait_for_peer(network, progress=progress, tried=len(link.peers))
-    progress("fetching the genesis")
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + FIND_PEER_S
+    while True:
+        await wait_for_peer(network, progress=progress, tried=len(link.peers))
+        progress("fetching the genesis")
+        try:
+            return await _ask_for_genesis(network, link)
+        except NodeError as error:
+            # A connection, or this node's own p2pd, may break in the very moment; both come back by themselves.
+            if error.exit_code is not ExitCode.NO_PEERS or loop.time() > deadline:
+                raise
+            await asyncio.sleep(RETRY_S)
+
+
+async def _ask_for_genesis(network: Network, link: Link) -> Genesis:
     problem = "no peer sent one"
     hint = "Try again in a minute, or ask for a newer link: `fullrank invite` on any founding node."
     exit_code = ExitCode.NO_PEERS
