@@ -13,7 +13,7 @@ from live_swarm import LiveNode, LiveSwarm, now_ms, wait_for_contributions, wait
 
 from fullrank_node.identity_file import load_identity
 from fullrank_node.store import Store
-from fullrank_protocol.checkpoint import open_checkpoint
+from fullrank_protocol.checkpoint import Checkpoint, open_checkpoint
 from fullrank_protocol.envelope import open_envelope
 from fullrank_protocol.genesis import Genesis, open_genesis
 from fullrank_protocol.link import Link
@@ -158,15 +158,22 @@ def link_of(first: LiveNode, second: LiveNode, link: Link) -> Link:
     return replace(link, peers=tuple(addresses))
 
 
+def checkpoint_in(store: Store, checkpoint_id: bytes, genesis: Genesis) -> Checkpoint:
+    envelope = store.get_object(checkpoint_id)
+    assert envelope is not None
+    return open_checkpoint(open_envelope(envelope, swarm=genesis.swarm), genesis)
+
+
 def put_a_lie(node: LiveNode, genesis: Genesis) -> bytes:
     """A snapshot of the node's newest final checkpoint that is none, as if it had made one; its id."""
     key = load_identity(node.home.identity_file)
     with Store(node.home) as store:
         final = store.final()
         assert final is not None
-        envelope = store.get_object(final)
-        assert envelope is not None
-        checkpoint = open_checkpoint(open_envelope(envelope, swarm=genesis.swarm), genesis)
+        told = {each.checkpoint for each in snapshots_of(node, genesis)}  # Of these it may not tell a second time.
+        checkpoint = checkpoint_in(store, final, genesis)
+        while checkpoint.id in told:
+            checkpoint = checkpoint_in(store, checkpoint.parent, genesis)
         blob = store.blobs.put_bytes(b"these are no weights" * 100)
         hint = make_snapshot(key, swarm=genesis.swarm, checkpoint=checkpoint.id, slot=checkpoint.slot, blob=blob)
         store.put_object(hint, slot=checkpoint.slot, received_at_ms=now_ms())
