@@ -21,7 +21,7 @@ from fullrank_node.files import write_atomically
 from fullrank_node.home import Home
 from fullrank_node.identity_file import create_identity, libp2p_path
 from fullrank_node.names import name_of
-from fullrank_node.network.interface import Network, NetworkError, PeerFailure
+from fullrank_node.network.interface import Network, PeerFailure, PeerUnreachable
 from fullrank_node.node_keys import BASE_DIGEST_KEY, BASE_DIR_KEY, BASE_STAMP_KEY, BEGUN_KEY, INVITE_KEY, PINNED_KEY
 from fullrank_node.operations import Confirm, CreateOptions, JoinSummary, Progress
 from fullrank_node.store import Store
@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 
 FIND_PEER_S = 45.0
 """How long `join` and `pull` look for a first peer: a dead entrance may take 10 s to give up on."""
+
+GENESIS_ATTEMPTS = 10
+"""Times that peers are asked for the genesis while connections break."""
+
+_OTHER_LINK = "Try again in a minute, or ask for a newer link: `fullrank invite` on any founding node."
 
 RETRY_S = 1.0
 """Pause before peers are asked again for the genesis."""
@@ -223,39 +228,42 @@ async def fetch_genesis(network: Network, link: Link, *, progress: Progress) -> 
     Raises:
         NodeError: Nobody answered, or every answer was another genesis or another protocol version.
     """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + FIND_PEER_S
-    while True:
+    for _ in range(GENESIS_ATTEMPTS - 1):
         await wait_for_peer(network, progress=progress, tried=len(link.peers))
         progress("fetching the genesis")
-        try:
+        with contextlib.suppress(PeerUnreachable):
             return await _ask_for_genesis(network, link)
-        except NodeError as error:
-            # A connection, or this node's own p2pd, may break in the very moment; both come back by themselves.
-            if error.exit_code is not ExitCode.NO_PEERS or loop.time() > deadline:
-                raise
-            await asyncio.sleep(RETRY_S)
+        # A connection, or this node's own p2pd, broke in that very moment; both come back by themselves.
+        await asyncio.sleep(RETRY_S)
+    await wait_for_peer(network, progress=progress, tried=len(link.peers))
+    try:
+        return await _ask_for_genesis(network, link)
+    except PeerUnreachable as error:
+        raise NodeError(
+            f"the genesis could not be fetched: {error}", hint=_OTHER_LINK, exit_code=ExitCode.NO_PEERS
+        ) from error
 
 
 async def _ask_for_genesis(network: Network, link: Link) -> Genesis:
-    problem = "no peer sent one"
-    hint = "Try again in a minute, or ask for a newer link: `fullrank invite` on any founding node."
-    exit_code = ExitCode.NO_PEERS
+    problem, hint, exit_code = "no peer sent one", _OTHER_LINK, ExitCode.NO_PEERS
+    unreachable: PeerUnreachable | None = None
     for info in network.peers():
         request = peer_pb2.Request(get_genesis=peer_pb2.GetGenesis())
         try:
             reply = await network.request(info.key, request, timeout_s=GENESIS_TIMEOUT_S)
             return open_genesis(reply.objects.envelopes[0], expect=link.swarm)
+        except PeerUnreachable as error:
+            unreachable = error
         except PeerFailure as error:
             problem = str(error)
             if error.code == peer_pb2.Failure.WRONG_VERSION:
                 exit_code = ExitCode.PROTOCOL
                 is_newer = error.protocol_version > PROTOCOL_VERSION
                 hint = f"Install {'a newer' if is_newer else 'the older'} fullrank that speaks the swarm's protocol."
-        except NetworkError as error:
-            problem = str(error)
         except (ProtocolError, IndexError) as error:
             problem = f"a peer sent something else: {error}"
+    if unreachable is not None and exit_code is ExitCode.NO_PEERS:
+        raise unreachable
     raise NodeError(f"the genesis could not be fetched: {problem}", hint=hint, exit_code=exit_code)
 
 
