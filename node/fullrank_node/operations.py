@@ -1,11 +1,11 @@
 """What the long commands are asked for and what they report: plain values, no heavy imports.
 
-The command line builds the requests and prints the reports; `founding`, `pull` and the daemon do the work:
+The command line builds the requests and prints the reports; `founding`, `pull`, `verify` and the daemon do the work:
 
     fullrank_node.founding.create(home, overrides, *, base, name, data, options, progress)
     fullrank_node.founding.join(home, link, *, data, base, overrides, confirm, progress) -> JoinSummary
     fullrank_node.pull.pull(home, target, *, out, format, round, base, provisional, progress) -> PullReport
-    fullrank_node.pull.verify(home, target, *, base, progress) -> VerifyReport
+    fullrank_node.verify.verify(home, target, *, base, progress) -> VerifyReport
 """
 
 from collections.abc import Callable

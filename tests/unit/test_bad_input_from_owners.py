@@ -77,6 +77,26 @@ def test_a_wrong_link_names_what_is_wrong_with_it(
 
 
 @pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("notes.txt", ["holds no model that `fullrank pull` wrote", "there is no fullrank.json in it"]),
+        ("genesis.bin", ["is the home of a node", "fullrank verify --home"]),
+        (None, ["no swarm's link, and there is no such directory"]),
+    ],
+)
+def test_verifying_what_nobody_pulled_says_what_it_is_and_what_to_do_instead(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, file: str | None, words: list[str]
+) -> None:
+    place = tmp_path / "place"
+    if file is not None:
+        place.mkdir()
+        (place / file).write_bytes(b"")
+    assert main.run(["verify", str(place)]) == ExitCode.USAGE
+    shown = capsys.readouterr()
+    assert all(word in shown.err for word in [str(place), "hint:", *words]), shown.err
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"", ["is empty"]),

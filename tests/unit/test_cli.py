@@ -150,6 +150,12 @@ def test_a_usage_error_is_json_where_json_was_asked_for(run: Run) -> None:
     assert outcome.object()["error"]["exit_code"] == 2
 
 
+def test_what_an_option_cannot_be_is_said_in_a_sentence(run: Run) -> None:
+    said = "Invalid value for '--format': 'gguf' is not one of 'hf', 'peft'."
+    assert said in run("pull", "--format", "gguf").err.splitlines()[-1]
+    assert run("pull", "--format", "gguf", "--json").object()["error"]["message"] == said
+
+
 def test_the_version_names_program_and_protocol(run: Run) -> None:
     assert run("version", "--json").object() == {"version": 1, "fullrank": "0.1.0", "protocol_version": 1}
     assert run("--version").out == "fullrank 0.1.0\n"
@@ -640,6 +646,22 @@ def test_pull_reports_what_was_checked_and_where_it_lies(
     )
 
 
+def test_a_count_gets_a_line_every_few_seconds_where_nothing_can_be_redrawn(capsys: pytest.CaptureFixture[str]) -> None:
+    clock_s = [0.0]
+    shown = render.ShownProgress(lambda: clock_s[0])
+    shown("loading the base model")
+    for clock_s[0], done in ((1.0, 0), (1.0, 3), (2.0, 4), (6.0, 11), (6.1, 12), (7.0, 64), (8.0, 64)):
+        shown("recomputing rounds", done=done, total=64)
+    shown("fetching a snapshot of the weights", done=1_050_000, total=2_912_573)
+    assert capsys.readouterr().err.splitlines() == [
+        "loading the base model",
+        "recomputing rounds: 0 of 64",
+        "recomputing rounds: 11 of 64",
+        "recomputing rounds: 64 of 64",
+        "fetching a snapshot of the weights: 36 %",
+    ]
+
+
 @pytest.mark.parametrize(("mismatch", "code"), [("", ExitCode.OK), ("round 7: digest 9c, expected 1f", 76)])
 def test_verify_names_the_first_mismatch_and_fails(
     run: Run, monkeypatch: pytest.MonkeyPatch, mismatch: str, code: int
@@ -656,7 +678,7 @@ def test_verify_names_the_first_mismatch_and_fails(
             mismatch=mismatch,
         )
 
-    replace_module(monkeypatch, "pull", verify=verify)
+    replace_module(monkeypatch, "verify", verify=verify)
     outcome = run("verify")
     assert outcome.code == code
     assert (mismatch or "all agrees") in outcome.out

@@ -9,9 +9,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from fullrank_node.cli import config_commands, data_commands, key, render
 from fullrank_node.cli.create import create
@@ -42,9 +43,21 @@ from fullrank_protocol.errors import ProtocolError
 INTERRUPTED = 130
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Says what is wrong with an option in a sentence, without the name that the checking library gives it."""
+        try:
+            return super().invoke(ctx)
+        except typer.TyperException as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
+
 # Rich's help and error boxes cost 0.1 s at every start, and garble text that is piped into a file.
 app = typer.Typer(
     name="fullrank",
+    cls=_Commands,
     help="Fine-tune one shared language model together: exact, signed, full-rank.",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -6,6 +6,7 @@ Names and reasons come from strangers, so whatever is printed for people passes 
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -184,8 +185,6 @@ def print_lines(lines: Iterable[Line]) -> None:
 
 def watch(make_lines: Callable[[], Sequence[Line]], *, interval_s: float) -> None:
     """Shows labelled lines that are made anew every `interval_s`, until Ctrl-C."""
-    import time
-
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
@@ -199,18 +198,44 @@ def watch(make_lines: Callable[[], Sequence[Line]], *, interval_s: float) -> Non
             live.update(screen(), refresh=True)
 
 
+COUNT_INTERVAL_S = 5.0
+"""Time between two lines of one count where nothing redraws them: often enough to see that it moves."""
+
+MAX_COUNTED = 100_000
+"""Totals up to this are shown as they are, above as a share: people count rounds, and not bytes."""
+
+
+def count_text(done: int, total: int) -> str:
+    """How far something is: "12 of 64", or "36 %" of very many; empty where nobody knows."""
+    if not total:
+        return ""
+    return f"{done} of {total}" if total <= MAX_COUNTED else f"{100 * done // total} %"
+
+
 class ShownProgress:
-    """The progress of a long command on standard error: one line for each new thing."""
+    """The progress of a long command on standard error: a line for each new thing, and for its count now and then."""
 
-    def __init__(self) -> None:
-        self._last = ""
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Nothing is shown yet.
 
-    def __call__(self, text: str, *, done: int = 0, total: int = 0) -> None:  # noqa: ARG002
-        """Tell what is being done now."""
-        if text != self._last:
-            self._last = text
-            sys.stderr.write(f"{clean(text)}\n")
-            sys.stderr.flush()
+        Args:
+            clock: Seconds from any start.
+        """
+        self._clock = clock
+        self._text = ""
+        self._shown = ""
+        self._shown_at_s = 0.0
+
+    def __call__(self, text: str, *, done: int = 0, total: int = 0) -> None:
+        """Tell what is being done now, and how much of it; the end of a count at once."""
+        count = count_text(done, total)
+        line = f"{clean(text)}: {count}" if count else clean(text)
+        is_due = self._clock() - self._shown_at_s >= COUNT_INTERVAL_S or 0 < total <= done
+        if line == self._shown or (text == self._text and not is_due):
+            return
+        self._text, self._shown, self._shown_at_s = text, line, self._clock()
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
@@ -229,9 +254,9 @@ class _Bars(ShownProgress):
     def __call__(self, text: str, *, done: int = 0, total: int = 0) -> None:
         if text not in self._tasks:
             self.complete()
-            self._tasks[text] = self._bars.add_task(clean(text), total=None)
+            self._tasks[text] = self._bars.add_task(clean(text), total=None, count="")
         if total:
-            self._bars.update(self._tasks[text], completed=done, total=total)
+            self._bars.update(self._tasks[text], completed=done, total=total, count=count_text(done, total))
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
@@ -257,7 +282,8 @@ def progress() -> Iterator[ShownProgress]:
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    words, count = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[count]"))
+    columns = (SpinnerColumn(), words, BarColumn(), count, TimeElapsedColumn())
     with RichProgress(*columns, console=Console(stderr=True)) as bars:
         shown = _Bars(bars)
         yield shown

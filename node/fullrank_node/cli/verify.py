@@ -21,11 +21,11 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Replay the signed log from the base and compare every digest."""
-    from fullrank_node import pull as puller
+    from fullrank_node import verify as verifier
 
     with render.progress() as shown:
         report = finished(
-            puller.verify(
+            verifier.verify(
                 home_of(home),
                 target or "",
                 base=base.expanduser().absolute() if base else None,
