@@ -93,7 +93,7 @@ def genesis() -> Genesis:
         ],
         max_rank=32,
         codecs=[1],
-        timing=wire.Timing(slot_window_ms=2000, grace_ms=200),
+        timing=wire.Timing(slot_window_ms=2000, grace_ms=200, stall_slots=64),
         training=wire.Training(
             mode=wire.MODE_B,
             rank=16,

@@ -54,10 +54,14 @@ def swarm_with(
     rule: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
     limits: dict[str, Any] | None = None,
+    timing: dict[str, Any] | None = None,
+    roots: Sequence[str] = ("ada",),
+    root_threshold: int = 1,
 ) -> Swarm:
-    """A swarm of these founders, ada its root, with fields of its rule, training and limits as given."""
-    message = genesis_message(founders=founders or ("ada",), policy=policy)
-    for part, given in ((message.rule, rule), (message.training, training), (message.limits, limits)):
+    """A swarm of these founders, with fields of its rule, training, limits and timing as given."""
+    message = genesis_message(founders=founders or ("ada",), policy=policy, roots=roots, root_threshold=root_threshold)
+    parts = (message.rule, rule), (message.training, training), (message.limits, limits), (message.timing, timing)
+    for part, given in parts:
         for name, value in (given or {}).items():
             setattr(part, name, value)
     return Swarm(create_genesis(key_of("ada"), message))

@@ -40,6 +40,7 @@ class Machine:
         self.kept: list[Envelope] = []
         self.known_verdicts: dict[bytes, bool] = {}
         self.believed: set[bytes] = set()
+        self.adopted: bytes | None = None
         self.state = new_state(
             tale.swarm.genesis,
             key=key(name),
@@ -79,8 +80,15 @@ class Machine:
         again.key, again.now_ms, again.by_hand = self.key, self.now_ms, self.by_hand
         again.state.key = self.state.key
         again.kept, again.known_verdicts, again.verdicts = list(self.kept), dict(self.known_verdicts), self.verdicts
-        again.believed = set(self.believed)
-        restore(again.state, iter(again.kept), again.known_verdicts, self.now_ms, believed=frozenset(again.believed))
+        again.believed, again.adopted = set(self.believed), self.adopted
+        restore(
+            again.state,
+            iter(again.kept),
+            again.known_verdicts,
+            self.now_ms,
+            believed=frozenset(again.believed),
+            adopted=again.adopted,
+        )
         return again
 
     def envelope_of(self, thing: Thing) -> Envelope:
@@ -105,6 +113,8 @@ class Machine:
     def _note(self, action: io.Action) -> None:
         if isinstance(action, io.Keep):
             self.kept.append(action.envelope)
+        if isinstance(action, io.Settled) and self.state.adopting is not None:
+            self.adopted = self.state.adopting
         if isinstance(action, io.Verified):
             self.known_verdicts[action.checkpoint] = action.holds
             self.believed |= {action.checkpoint} if action.believed else set()

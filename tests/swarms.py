@@ -49,6 +49,7 @@ def genesis_message(
     roots: Sequence[str] = ("ada",),
     root_threshold: int = 1,
     policy: int = wire.INVITE,
+    stall_slots: int = 64,
 ) -> wire.Genesis:
     """A genesis with one linear module of shape (4, 3) and one dense one of 5 numbers."""
     return wire.Genesis(
@@ -72,7 +73,7 @@ def genesis_message(
         ],
         max_rank=16,
         codecs=[1],
-        timing=wire.Timing(slot_window_ms=WINDOW_MS, grace_ms=100),
+        timing=wire.Timing(slot_window_ms=WINDOW_MS, grace_ms=100, stall_slots=stall_slots),
         training=default_training(),
         rule=default_rule(),
         limits=default_limits(),
@@ -166,7 +167,10 @@ def swarm_of(
     roots: Sequence[str] = ("ada",),
     root_threshold: int = 1,
     policy: int = wire.INVITE,
+    stall_slots: int = 64,
 ) -> Swarm:
     """A swarm with these founders and root keys."""
-    message = genesis_message(founders=founders, roots=roots, root_threshold=root_threshold, policy=policy)
+    message = genesis_message(
+        founders=founders, roots=roots, root_threshold=root_threshold, policy=policy, stall_slots=stall_slots
+    )
     return Swarm(create_genesis(key_of(roots[0]), message))

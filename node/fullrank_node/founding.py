@@ -283,6 +283,8 @@ def _genesis_message(found: Mapping[str, Any], *, name: str, options: CreateOpti
     timing = genesis_defaults.default_timing()
     if options.window_s is not None:
         timing = genesis_defaults.default_timing(slot_window_ms=round(options.window_s * 1000))
+    if options.stall_slots is not None:
+        timing.stall_slots = options.stall_slots
     if options.mode is not None:
         training.mode = wire.MODE_AB if options.mode == "ab" else wire.MODE_B
     rate = options.learning_rate or default_learning_rate([module["in_features"] for module in found["modules"]])

@@ -16,6 +16,9 @@ BASE_DIR_KEY = "base_dir"
 BASE_STAMP_KEY = "base_stamp"
 """What the base's files looked like when every tensor was last checked."""
 
+ADOPTED_KEY = "adopted_choice"
+"""Checkpoint of the root's choice that the owner adopted, 32 bytes."""
+
 PINNED_KEY = "pinned_final"
 """Final checkpoint that the link named, 32 bytes."""
 

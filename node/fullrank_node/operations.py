@@ -32,6 +32,7 @@ class CreateOptions:
 
     Attributes:
         window_s: Length of a slot in seconds.
+        stall_slots: Slots without finality after which the chain counts as stalled.
         open_policy: Strangers may contribute without an invite.
         serve_base: Peers may fetch the base model's files from this swarm.
         revision: Commit hash of a base on the hub.
@@ -43,6 +44,7 @@ class CreateOptions:
     """
 
     window_s: float | None = None
+    stall_slots: int | None = None
     open_policy: bool = False
     serve_base: bool = False
     revision: str = ""

@@ -2,7 +2,7 @@
 
 import logging
 
-from fullrank_node.node_keys import BELIEVED, PINNED_KEY, verdict_key
+from fullrank_node.node_keys import ADOPTED_KEY, BELIEVED, PINNED_KEY, verdict_key
 from fullrank_node.store import Store
 from fullrank_protocol.envelope import Envelope, open_envelope
 from fullrank_protocol.errors import RejectError
@@ -58,7 +58,9 @@ def restored_state(
                 verdicts[envelope.id] = verdict == b"\x01"
     state.arrival.pinned = store.get_meta(PINNED_KEY)
     state.arrival.blobs_here = frozenset(store.blobs.ids())
-    return restore(state, iter(envelopes), verdicts, now_ms, believed=frozenset(believed))
+    return restore(
+        state, iter(envelopes), verdicts, now_ms, believed=frozenset(believed), adopted=store.get_meta(ADOPTED_KEY)
+    )
 
 
 def stored_snapshots(store: Store, genesis: Genesis) -> list[Snapshot]:

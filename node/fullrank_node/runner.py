@@ -18,7 +18,7 @@ from fullrank_node.exchange import Exchange
 from fullrank_node.masters import Masters
 from fullrank_node.merger import Merger, MergeRejectedError
 from fullrank_node.network.interface import BlobUnavailable, Network
-from fullrank_node.node_keys import BEGUN_KEY, BELIEVED, verdict_key
+from fullrank_node.node_keys import ADOPTED_KEY, BEGUN_KEY, BELIEVED, verdict_key
 from fullrank_node.snapshots import Snapshots
 from fullrank_node.store import Store
 from fullrank_node.training.driver import TrainedDelta, TrainerDriver
@@ -178,6 +178,11 @@ class Runner:
         """Take in an object of our own."""
         self.feed(io.ObjectReceived(envelope=envelope))
 
+    def adopt_choice(self, checkpoint: bytes) -> None:
+        """Follow the root's choice of a checkpoint, off this node's own final checkpoint if need be; lasts."""
+        self.store.set_meta(ADOPTED_KEY, checkpoint)
+        self.feed(io.ChoiceAdopted(checkpoint=checkpoint))
+
     def stop_training(self) -> None:
         """End the current training without a contribution."""
         if self._training is not None:
@@ -230,11 +235,14 @@ class Runner:
                 self._spawn(self.snapshots.fetch(action))
             case io.Alarm(ours=ours, theirs=theirs):
                 text = (
-                    f"two conflicting final checkpoints exist: {ours.checkpoint.hex()[:12]} (kept) "
-                    f"and {theirs.checkpoint.hex()[:12]}"
+                    f"two conflicting checkpoints are final: {ours.checkpoint.hex()[:12]} of slot {ours.slot} "
+                    f"and {theirs.checkpoint.hex()[:12]} of slot {theirs.slot}"
                 )
                 self.warnings["conflict"] = text
-                log.error("%s. This node stops voting and finalising until the root has chosen.", text)
+                log.error("%s. This node keeps what it has, and stops voting until the root has chosen one.", text)
+            case io.Settled(final=final):
+                self.warnings.pop("conflict", None)
+                log.warning("The root has chosen: going on from %s, slot %d.", final.checkpoint.hex()[:12], final.slot)
             case _:
                 assert_never(action)
 

@@ -12,11 +12,13 @@ from types import MappingProxyType
 
 from fullrank_protocol.checkpoint import Checkpoint, CheckpointKind
 from fullrank_protocol.contribution import Contribution
+from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import IgnoreError, RejectError, Rule
 from fullrank_protocol.genesis import Genesis, Policy
 from fullrank_protocol.membership import ROLE_CONTRIBUTE, Members, initial_members
 from fullrank_protocol.scaled import Scaled
 from fullrank_protocol.vote import Vote
+from fullrank_protocol.wire import objects_pb2 as wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -44,6 +46,8 @@ class ChainState:
         newest_set: Certifiers at `final`; a vote for `here` counts in this set ...
         second_set: ... and in this one, the certifiers at `final_before`.
         certifier_change: The newest checkpoint that changed the certifier set, or the genesis.
+        retired: Who was no certifier any more when this chain was stalled, with the slot: they count in no set of an
+            older checkpoint. Kept until both sets are newer.
         voters: For every ancestor above `final` with carried votes: who voted.
         used: (member, base checkpoint) of contributions already decided on, with the round of the
             common ancestor, kept while another contribution on that base could still come.
@@ -63,6 +67,7 @@ class ChainState:
     newest_set: frozenset[bytes]
     second_set: frozenset[bytes]
     certifier_change: Mark
+    retired: Mapping[bytes, int]
     voters: Mapping[bytes, frozenset[bytes]]
     used: Mapping[tuple[bytes, bytes], int]
     update_norms: tuple[Scaled, ...]
@@ -100,6 +105,7 @@ def genesis_state(genesis: Genesis) -> ChainState:
         newest_set=members.certifiers,
         second_set=members.certifiers,
         certifier_change=here,
+        retired=MappingProxyType({}),
         voters=MappingProxyType({}),
         used=MappingProxyType({}),
         update_norms=(),
@@ -119,14 +125,16 @@ def extend(parent: ChainState, checkpoint: Checkpoint, *, genesis: Genesis, look
     _check_place(parent, checkpoint)
     used = _use_contributions(parent, checkpoint, genesis=genesis, lookup=lookup)
     members = parent.members
+    at_once: frozenset[bytes] = frozenset()
     for record in checkpoint.records:
-        members = members.apply(record, slot=checkpoint.slot, genesis=genesis)
+        before, members = members, members.apply(record, slot=checkpoint.slot, genesis=genesis)
+        at_once |= removed_at_once(parent, record, before, members, slot=checkpoint.slot, genesis=genesis)
     for evidence in checkpoint.evidence:
         members = members.exclude(evidence.accused, offence_slot=evidence.offence_slot)
     here = Mark(slot=checkpoint.slot, checkpoint=checkpoint.id)
     change = parent.certifier_change
     if members.certifiers != parent.members.certifiers:
-        check_certifier_change(parent, members)
+        check_certifier_change(parent, members, at_once=at_once)
         change = here
     is_normal = checkpoint.kind == CheckpointKind.NORMAL
     norms = (*parent.update_norms, checkpoint.update_norm) if is_normal else parent.update_norms
@@ -139,6 +147,7 @@ def extend(parent: ChainState, checkpoint: Checkpoint, *, genesis: Genesis, look
         last_normal=here if is_normal else parent.last_normal,
         members=members,
         certifier_change=change,
+        retired=_retire(parent, members, slot=checkpoint.slot, genesis=genesis),
         used=used,
         update_norms=norms[-genesis.rule.trailing_rounds :] if genesis.rule.trailing_rounds else (),
         model_digest=checkpoint.model_digest,
@@ -146,15 +155,43 @@ def extend(parent: ChainState, checkpoint: Checkpoint, *, genesis: Genesis, look
     return _carry_votes(state, checkpoint.votes, lookup=lookup)
 
 
-def check_certifier_change(parent: ChainState, members: Members) -> None:
+def is_stalled(at: ChainState, *, slot: int, genesis: Genesis) -> bool:
+    """Whether finality has been missing for so long that those who are no certifiers any more count no longer."""
+    return slot - at.final.slot >= genesis.timing.stall_slots
+
+
+def removed_at_once(
+    parent: ChainState, record: Envelope, before: Members, after: Members, *, slot: int, genesis: Genesis
+) -> frozenset[bytes]:
+    """The certifier whom the root removes by this record in a stalled chain, however many others with it."""
+    if record.type not in (wire.RETIREMENT, wire.REVOCATION) or not is_stalled(parent, slot=slot, genesis=genesis):
+        return frozenset()
+    return before.certifiers - after.certifiers
+
+
+def _retire(parent: ChainState, members: Members, *, slot: int, genesis: Genesis) -> Mapping[bytes, int]:
+    if not is_stalled(parent, slot=slot, genesis=genesis):
+        return parent.retired
+    gone = (parent.newest_set | parent.second_set) - members.certifiers
+    return MappingProxyType({**parent.retired, **dict.fromkeys(gone, slot)})
+
+
+def check_certifier_change(parent: ChainState, members: Members, *, at_once: frozenset[bytes] = frozenset()) -> None:
     """The certifier set changes by one, and only once the previous change is final (section 8).
 
-    Larger or faster steps have a schedule in which two quorums do not overlap.
+    Larger or faster steps have a schedule in which two quorums do not overlap. What the root removes from a stalled
+    chain may be more, and comes alone.
 
     Raises:
         RejectError: With `Rule.CERTIFIERS`.
     """
     changed = members.certifiers ^ parent.members.certifiers
+    if at_once:
+        if changed != at_once:
+            raise RejectError(
+                Rule.CERTIFIERS, "changes the certifier set beside what the root removes from a stalled chain"
+            )
+        return
     if len(changed) > 1:
         raise RejectError(Rule.CERTIFIERS, f"changes the certifier set by {len(changed)} keys, 1 is allowed")
     if not members.certifiers:
@@ -332,21 +369,24 @@ def _carry_votes(state: ChainState, votes: tuple[Vote, ...], *, lookup: Lookup) 
             finals.add(target.justified)
     final, *rest = sorted(finals, reverse=True)
     final_before = rest[0] if rest else final
+    retired = {key: slot for key, slot in state.retired.items() if slot > final_before.slot}
     return replace(
         state,
         justified=justified,
         final=final,
         final_before=final_before,
-        newest_set=_set_at(final, lookup),
-        second_set=_set_at(final_before, lookup),
+        newest_set=_set_at(final, retired, lookup),
+        second_set=_set_at(final_before, retired, lookup),
+        retired=MappingProxyType(retired),
         voters=MappingProxyType({t: who for t, who in voters.items() if _slot_of(t, lookup) > final.slot}),
     )
 
 
-def _set_at(mark: Mark, lookup: Lookup) -> frozenset[bytes]:
+def _set_at(mark: Mark, retired: Mapping[bytes, int], lookup: Lookup) -> frozenset[bytes]:
+    """The certifiers at a checkpoint, without those who were no more when the chain was stalled after it."""
     state = lookup(mark.checkpoint)
     assert state is not None
-    return state.members.certifiers
+    return state.members.certifiers - {key for key, slot in retired.items() if slot > mark.slot}
 
 
 def _slot_of(checkpoint: bytes, lookup: Lookup) -> int:

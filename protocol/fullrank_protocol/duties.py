@@ -17,6 +17,7 @@ from fullrank_protocol.round_io import (
     Keep,
     Merged,
     MergeKey,
+    Settled,
     SignCheckpoint,
     SignTakeUp,
     Train,
@@ -69,14 +70,25 @@ def forget_old(state: RoundState) -> None:
             del state.candidates[contribution_id]
 
 
-def finalise(state: RoundState) -> Iterator[Action]:
-    """Tell what has become irrevocable; stop and say so when two conflicting checkpoints have."""
+def adopt_choice(state: RoundState) -> None:
+    """Leave the own final checkpoint for the root's choice, where the owner wants it and the choice is verified."""
     tree = state.tree
+    if tree.conflict is not None and tree.chosen is not None and tree.chosen.checkpoint == state.adopting:
+        tree.adopt_chosen()
+
+
+def finalise(state: RoundState) -> Iterator[Action]:
+    """Tell what has become irrevocable; stop and say so when two conflicting checkpoints have, until one is chosen."""
+    tree = state.tree
+    adopt_choice(state)
     if tree.conflict is not None:
         if not state.alarmed:
             state.alarmed = True
-            yield Alarm(ours=tree.final, theirs=tree.conflict)
+            yield Alarm(ours=tree.conflict[0], theirs=tree.conflict[1])
         return
+    if state.alarmed:
+        state.alarmed = False
+        yield Settled(final=tree.final)
     if tree.final != state.finalised:
         state.finalised = tree.final
         forget_old(state)

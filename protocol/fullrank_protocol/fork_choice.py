@@ -48,9 +48,10 @@ class Tree:
 
     Attributes:
         final: This node's final checkpoint: recomputed here, or taken by a snapshot.
-        conflict: A final checkpoint that is not on the chain of `final`.
+        conflict: Two checkpoints that known votes make final on different chains, or None. The first is the one on
+            the chain of `final`, where one of them is.
         voted_final: The highest checkpoint that known votes make final, recomputed here or not.
-        is_split: Known votes make checkpoints on different chains final.
+        chosen: Where there are two such chains: the checkpoint whose chain the root says the swarm keeps.
     """
 
     def __init__(self, genesis: Genesis) -> None:
@@ -61,9 +62,10 @@ class Tree:
         }
         self.root = root
         self.final: Mark = root.here
-        self.conflict: Mark | None = None
+        self.conflict: tuple[Mark, Mark] | None = None
         self.voted_final: Mark = root.here
-        self.is_split = False
+        self.chosen: Mark | None = None
+        self._finals: list[Mark] = []  # Final by votes, the newest of each chain.
         self._votes_of: dict[bytes, dict[bytes, Vote]] = {}
         self._head_cache: ChainState | None = None
 
@@ -111,7 +113,7 @@ class Tree:
 
     def is_voted_final(self, state: ChainState) -> bool:
         """Whether votes make it or a descendant final, recomputed here or not, and none on another chain."""
-        if self.is_split or self.conflict is not None:
+        if self.conflict is not None:
             return False
         return is_ancestor(state.here, self.state(self.voted_final.checkpoint), lookup=self.lookup)
 
@@ -216,6 +218,21 @@ class Tree:
             self._head_cache = None
         return opened
 
+    def choose(self, mark: Mark) -> None:
+        """Heed the root's choice of a known checkpoint: what is final on another chain than its own counts no more.
+
+        It has no effect while votes make checkpoints of one chain final only: the root cannot undo finality.
+        A node whose own final checkpoint is on another chain keeps it until its owner adopts the choice.
+        """
+        self.chosen = mark
+        self._compare_finals()
+        if self.conflict is None:
+            self._advance(self.final)
+
+    def adopt_chosen(self) -> bool:
+        """Leave the own final checkpoint for the newest final one of the chosen chain; False while none is verified."""
+        return self.chosen is not None and self._advance(self.chosen)
+
     # ---- inside ----------------------------------------------------------------------------------
 
     def _finalise_source_of(self, node: Node) -> None:
@@ -228,21 +245,56 @@ class Tree:
             source_node.is_final = True
             self._note_voted_final(source_node.state)
         is_newer = source.slot > self.final.slot
-        if is_newer:
-            agrees = is_ancestor(self.final, source_node.state, lookup=self.lookup)
-        else:
-            agrees = self.is_final(source_node.state)
-        if not agrees:  # Finality is a property of the votes: a contradiction counts before it is recomputed here.
-            self.conflict = source
-        if self.conflict is not None or not is_newer or not source_node.verdict:
-            return
-        self.final = source
+        if self.conflict is None and is_newer and source_node.verdict and self._is_kept(source_node.state):
+            self.final = source
+            self._head_cache = None
+
+    def _advance(self, start: Mark) -> bool:
+        """Take the newest checkpoint from `start` on that is final by votes, chosen, and recomputed here as the own."""
+        finals = [
+            node.state for node in self.nodes.values() if node.verdict and (node.is_final or node.state.here == start)
+        ]
+        held = [state.here for state in finals if self._follows(state, start) and self._is_kept(state)]
+        if not held:
+            return False
+        self.final = max(held)
+        self.nodes[self.final.checkpoint].is_final = True
         self._head_cache = None
+        self._compare_finals()
+        return True
 
     def _note_voted_final(self, state: ChainState) -> None:
-        lower, higher = sorted((state, self.state(self.voted_final.checkpoint)), key=lambda each: each.here)
-        self.voted_final = higher.here
-        self.is_split |= not is_ancestor(lower.here, higher, lookup=self.lookup)
+        if any(self._follows(self.state(tip.checkpoint), state.here) for tip in self._finals):
+            return
+        self._finals = [tip for tip in self._finals if not self._follows(state, tip)] + [state.here]
+        self._compare_finals()
+
+    def _compare_finals(self) -> None:
+        """Whether what is final by votes lies on one chain, and on that of the own final checkpoint.
+
+        Finality is a property of the votes: a contradiction counts before it is recomputed here.
+        """
+        kept = sorted(tip for tip in self._finals if self._is_kept(self.state(tip.checkpoint)))
+        own = self.state(self.final.checkpoint)
+        self.voted_final = max(kept, default=self.root.here)
+        kept.sort(key=lambda tip: not self._is_in_line(own, tip))
+        if kept and not self._is_in_line(own, kept[0]):
+            kept.insert(0, self.final)
+        self.conflict = (kept[0], kept[1]) if len(kept) > 1 else None
+
+    def _is_kept(self, state: ChainState) -> bool:
+        """Whether the root's choice, if there is one that says anything, leaves this final checkpoint standing."""
+        if self.chosen is None or not any(
+            self._follows(self.state(tip.checkpoint), self.chosen) for tip in self._finals
+        ):
+            return True
+        return self._is_in_line(state, self.chosen)
+
+    def _is_in_line(self, state: ChainState, mark: Mark) -> bool:
+        return self._follows(state, mark) or self._follows(self.state(mark.checkpoint), state.here)
+
+    def _follows(self, state: ChainState, mark: Mark) -> bool:
+        return is_ancestor(mark, state, lookup=self.lookup)
 
     def _find_head(self) -> ChainState:
         state = self.highest_justified()

@@ -165,7 +165,11 @@ def open_genesis(data: bytes, *, expect: bytes | None = None) -> Genesis:
         ),
         max_rank=message.max_rank,
         codecs=tuple(message.codecs),
-        timing=Timing(slot_window_ms=message.timing.slot_window_ms, grace_ms=message.timing.grace_ms),
+        timing=Timing(
+            slot_window_ms=message.timing.slot_window_ms,
+            grace_ms=message.timing.grace_ms,
+            stall_slots=message.timing.stall_slots,
+        ),
         training=_training(message.training),
         rule=_rule(message.rule),
         limits=Limits(

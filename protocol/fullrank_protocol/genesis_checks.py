@@ -137,6 +137,9 @@ def _check_codecs(codecs: Sequence[int]) -> None:
 def _check_timing(timing: wire.Timing) -> None:
     check_range(timing.slot_window_ms, limits.MIN_WINDOW_MS, limits.MAX_WINDOW_MS, what="the slot window in ms")
     check_range(timing.grace_ms, 1, timing.slot_window_ms, what="the grace in ms")
+    check_range(
+        timing.stall_slots, limits.MIN_STALL_SLOTS, limits.MAX_STALL_SLOTS, what="the slots until the chain is stalled"
+    )
 
 
 def _check_training(training: wire.Training, *, max_rank: int) -> None:

@@ -3,10 +3,20 @@
 from fullrank_protocol.scaled import Scaled
 from fullrank_protocol.wire import objects_pb2 as wire
 
+DAY_MS = 86_400_000
+"""A day."""
+
 
 def default_timing(*, slot_window_ms: int = 300_000) -> wire.Timing:
-    """Five-minute slots; a grace of a tenth of the window, at most 15 s, in which a proposal travels."""
-    return wire.Timing(slot_window_ms=slot_window_ms, grace_ms=max(1, min(15_000, slot_window_ms // 10)))
+    """Five-minute slots; a grace of a tenth of the window, at most 15 s, in which a proposal travels.
+
+    A chain is stalled after a day without finality, and 64 slots at least: a night offline retires nobody.
+    """
+    return wire.Timing(
+        slot_window_ms=slot_window_ms,
+        grace_ms=max(1, min(15_000, slot_window_ms // 10)),
+        stall_slots=max(64, -(-DAY_MS // slot_window_ms)),
+    )
 
 
 def default_training() -> wire.Training:

@@ -84,10 +84,17 @@ class Module:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Length of a slot, and the time between the turns of proposers."""
+    """Length of a slot, the time between the turns of proposers, and when missing finality counts as a stall.
+
+    Attributes:
+        slot_window_ms: Length of a slot.
+        grace_ms: Time between the turns of two proposers.
+        stall_slots: A chain is stalled once its newest final checkpoint is this many slots back (section 8).
+    """
 
     slot_window_ms: int
     grace_ms: int
+    stall_slots: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

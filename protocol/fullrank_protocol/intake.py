@@ -14,6 +14,7 @@ from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import IgnoreError, RejectError, Rule
 from fullrank_protocol.fork_choice import Offence
 from fullrank_protocol.limits import CLOCK_TOLERANCE_MS
+from fullrank_protocol.records import root_action_id
 from fullrank_protocol.round_io import Action, Drop, FetchObjects, Keep, SignEvidence
 from fullrank_protocol.round_state import (
     ANY_HEAD,
@@ -27,7 +28,7 @@ from fullrank_protocol.round_state import (
 )
 from fullrank_protocol.snapshot import open_snapshot
 from fullrank_protocol.verifying import carried, contributions
-from fullrank_protocol.vote import Vote, open_evidence, open_refusal, open_vote
+from fullrank_protocol.vote import Vote, open_choice, open_evidence, open_refusal, open_vote
 from fullrank_protocol.wire import objects_pb2 as wire
 
 
@@ -202,6 +203,24 @@ def _receive_record(state: RoundState, envelope: Envelope, now_ms: int) -> Itera
     yield from release(state, ANY_HEAD, now_ms)
 
 
+def _receive_choice(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
+    """Heeded when enough root keys have signed the same; of several, the one made last."""
+    choice = open_choice(envelope, state.genesis)
+    at = state.tree.lookup(choice.checkpoint)
+    if at is None:
+        raise _ParkedError(choice.checkpoint)
+    if at.slot != choice.slot:
+        raise RejectError(Rule.SLOT, f"says slot {choice.slot}, its checkpoint is of slot {at.slot}")
+    action = root_action_id(swarm=envelope.swarm, type=envelope.type, payload=envelope.payload)
+    signers = state.choices.setdefault(action, set())
+    signers.add(choice.root_key)
+    if len(signers) >= state.genesis.membership.root_threshold and choice.issued_at_ms > state.chosen_at_ms:
+        state.chosen_at_ms = choice.issued_at_ms
+        state.tree.choose(at.here)
+    state.records[envelope.id] = envelope
+    yield Keep(envelope=envelope, slot=max(state.genesis.slot_at(now_ms), 0))
+
+
 def _receive_evidence(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
     evidence = open_evidence(envelope)
     members = state.tree.head().members
@@ -258,6 +277,7 @@ _HANDLERS: dict[int, Callable[[RoundState, Envelope, int], Iterator[Action]]] = 
     wire.READMISSION: _receive_record,
     wire.RETIREMENT: _receive_record,
     wire.EJECTION: _receive_record,
+    wire.CHOICE: _receive_choice,
     wire.SNAPSHOT: _receive_snapshot,
 }
 

@@ -127,6 +127,12 @@ MIN_WINDOW_MS = 100
 MAX_WINDOW_MS = 7 * 86_400_000
 """Longest slot: a week."""
 
+MIN_STALL_SLOTS = 4
+"""Fewest slots without finality that count as a stall: a lost slot or two delays finality in normal running."""
+
+MAX_STALL_SLOTS = 1 << 24
+"""Most slots without finality before a stall: nineteen days of the shortest slots."""
+
 MIN_SCALE_EXPONENT = -64
 """Smallest scale exponent: 2^-64 times the largest integers is far below any float32 weight's last bit that matters."""
 

@@ -11,6 +11,7 @@ from fullrank_protocol.chain import (
     check_contributor,
     contribution_staleness,
     max_strangers,
+    removed_at_once,
 )
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import ProtocolError, RejectError
@@ -47,6 +48,7 @@ _RECORD_ORDER = (
     wire.RETIREMENT,
     wire.EJECTION,
     wire.TAKE_UP,
+    wire.CHOICE,
 )
 
 
@@ -163,6 +165,7 @@ def choose_records(state: RoundState, head: ChainState, *, slot: int) -> RecordC
     """Waiting records that take effect in a child of `head`, one certifier change at most."""
     members = head.members
     taken: list[Envelope] = []
+    at_once: frozenset[bytes] = frozenset()
     waiting = False
     order = sorted(state.records.values(), key=lambda r: (_RECORD_ORDER.index(r.type), r.id))
     for record in order:
@@ -173,10 +176,11 @@ def choose_records(state: RoundState, head: ChainState, *, slot: int) -> RecordC
             after = members.apply(record, slot=slot, genesis=state.genesis)
         except RejectError:
             continue
-        if _breaks_certifier_rule(head, after):
+        removed = at_once | removed_at_once(head, record, members, after, slot=slot, genesis=state.genesis)
+        if _breaks_certifier_rule(head, after, at_once=removed):
             waiting = True
             continue
-        members = after
+        members, at_once = after, removed
         taken.append(record)
     evidence: list[Evidence] = []
     for piece in sorted(state.evidence.values(), key=lambda e: e.id):
@@ -187,7 +191,7 @@ def choose_records(state: RoundState, head: ChainState, *, slot: int) -> RecordC
             after = members.exclude(piece.accused, offence_slot=piece.offence_slot)
         except RejectError:
             continue
-        if _breaks_certifier_rule(head, after):
+        if _breaks_certifier_rule(head, after, at_once=at_once):
             waiting = True
             continue
         members = after
@@ -195,11 +199,11 @@ def choose_records(state: RoundState, head: ChainState, *, slot: int) -> RecordC
     return RecordChoice(records=tuple(taken), evidence=tuple(evidence), members=members, waiting=waiting)
 
 
-def _breaks_certifier_rule(head: ChainState, members: Members) -> bool:
+def _breaks_certifier_rule(head: ChainState, members: Members, *, at_once: frozenset[bytes]) -> bool:
     if members.certifiers == head.members.certifiers:
         return False
     try:
-        check_certifier_change(head, members)
+        check_certifier_change(head, members, at_once=at_once)
     except RejectError:
         return True
     return False

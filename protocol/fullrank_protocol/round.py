@@ -30,6 +30,7 @@ from fullrank_protocol.arriving import (
 )
 from fullrank_protocol.duties import (
     MIN_TRAINING_SHARE,
+    adopt_choice,
     adopt_head,
     finalise,
     forget_old,
@@ -45,6 +46,7 @@ from fullrank_protocol.local_clock import follow_clock
 from fullrank_protocol.round_io import (
     Action,
     CatchingUp,
+    ChoiceAdopted,
     DeltaChecked,
     DeltaUnavailable,
     Event,
@@ -89,6 +91,7 @@ def restore(
     now_ms: int,
     *,
     believed: frozenset[bytes] = frozenset(),
+    adopted: bytes | None = None,
 ) -> RoundState:
     """Take in the objects of the store, and what had been recomputed, without acting on them.
 
@@ -98,8 +101,10 @@ def restore(
         verdicts: Checkpoints that were recomputed, and whether they held; snapshots that did not hold.
         now_ms: This node's clock.
         believed: Checkpoints that were taken by a snapshot.
+        adopted: The root's choice that the owner adopted.
     """
     state.now_ms = now_ms
+    state.adopting = adopted
     for envelope in envelopes:
         for _ in receive(state, envelope, now_ms):
             pass
@@ -110,6 +115,7 @@ def restore(
             del state.unverified[envelope.id]
         elif verdict is False:
             distrust(state, envelope)
+    adopt_choice(state)
     state.adopted = state.tree.head().here
     state.finalised = state.tree.final
     forget_old(state)
@@ -148,6 +154,8 @@ def _handle(state: RoundState, event: Event, now_ms: int) -> Iterator[Action]:  
                 state.train_not_before_ms = now_ms + state.genesis.timing.slot_window_ms // MIN_TRAINING_SHARE
         case TrainingAllowed(allowed=allowed):
             state.trains = allowed
+        case ChoiceAdopted(checkpoint=checkpoint):
+            state.adopting = checkpoint
         case Synced():
             state.listen_until_ms = state.arrival.hold_until_ms = 0
         case CatchingUp():

@@ -94,6 +94,13 @@ class TrainingAllowed:
     allowed: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChoiceAdopted:
+    """The owner follows the root's choice between two conflicting final checkpoints, off the own one if need be."""
+
+    checkpoint: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Synced:
     """A neighbour has told all it has: our own votes of an earlier life are among what is known now."""
@@ -136,6 +143,7 @@ Event = (
     | MergeFailed
     | TrainingEnded
     | TrainingAllowed
+    | ChoiceAdopted
     | Synced
     | CatchingUp
     | SnapshotApplied
@@ -287,6 +295,13 @@ class Alarm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """The root's choice has ended the conflict for this node: it goes on from its final checkpoint."""
+
+    final: Mark
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FetchSnapshot:
     """Fetch a snapshot and apply it to the base; answer with `SnapshotApplied`, `-Refused` or `-Unavailable`.
 
@@ -319,5 +334,6 @@ Action = (
     | Finalised
     | Train
     | Alarm
+    | Settled
     | FetchSnapshot
 )

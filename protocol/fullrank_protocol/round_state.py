@@ -131,6 +131,9 @@ class RoundState:
         unverified: Checkpoints in the tree that are not recomputed yet, with when they came.
         num_in_turn: Checkpoints seen by slot and proposer.
         records: Membership records that no final checkpoint carries yet.
+        choices: Root keys that signed each choice between conflicting final checkpoints, by root action.
+        chosen_at_ms: When the choice that is heeded was made.
+        adopting: The choice that this node's owner adopts, although it means leaving the own final checkpoint.
         merges: Recent merge results.
         merging: Merges under way, with the time of the next attempt.
         arrival: By replay or by a snapshot.
@@ -157,6 +160,9 @@ class RoundState:
     candidates: dict[bytes, Candidate] = field(default_factory=dict)
     records: dict[bytes, Envelope] = field(default_factory=dict)
     evidence: dict[bytes, Evidence] = field(default_factory=dict)
+    choices: dict[bytes, set[bytes]] = field(default_factory=dict)
+    chosen_at_ms: int = 0
+    adopting: bytes | None = None
     merges: dict[MergeKey, Merged] = field(default_factory=dict)
     merging: dict[MergeKey, int] = field(default_factory=dict)
     proposal: Proposal | None = None

@@ -39,7 +39,7 @@ def make_genesis(*, founders: int, window_ms: int = WINDOW_MS) -> Genesis:
         modules=[module],
         max_rank=16,
         codecs=[CODEC_PACKED],
-        timing=wire.Timing(slot_window_ms=window_ms, grace_ms=window_ms // 10),
+        timing=wire.Timing(slot_window_ms=window_ms, grace_ms=window_ms // 10, stall_slots=64),
         training=genesis_defaults.default_training(),
         rule=genesis_defaults.default_rule(),
         limits=genesis_defaults.default_limits(),

@@ -168,7 +168,7 @@ def test_where_votes_make_two_chains_final_nothing_is_jumped_to() -> None:
     machine.now_ms = tale.swarm.genesis.slot_end_ms(30)
     machine.feed(CatchingUp())
     machine.receive(*past.rounds, *fork, *tale.votes("ada bob", fork[-1]), past.snapshot(5, num_bytes=1))
-    assert machine.state.tree.is_split
+    assert machine.state.tree.conflict is not None
     assert not some(FetchSnapshot, machine.feed(Synced()))
 
 

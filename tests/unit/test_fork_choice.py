@@ -229,7 +229,7 @@ def test_of_two_conflicting_final_checkpoints_a_node_keeps_its_own_and_knows_of_
     tale = story(*FOUR)
     ours, theirs = conflicting(tale)
     assert tale.tree.final == ours.here
-    assert tale.tree.conflict == theirs.here
+    assert tale.tree.conflict == (ours.here, theirs.here)
     assert tale.tree.head().slot == 2
 
 
@@ -270,7 +270,7 @@ def test_a_late_conflict_below_our_final_is_noticed_too() -> None:
     cast(tale, "ada bob cyd", last)
     assert tale.tree.final.slot == 3
     cast(tale, "ada bob dan", above)
-    assert tale.tree.conflict == rival.here
+    assert tale.tree.conflict == (tale.tree.final, rival.here)
     assert tale.tree.final.slot == 3
 
 
@@ -389,5 +389,5 @@ def test_a_contradiction_by_votes_counts_before_it_is_recomputed_here() -> None:
     assert tale.tree.conflict is None
     for vote in tale.votes("ada", child):
         tale.tree.add_vote(vote)
-    assert tale.tree.conflict == theirs.here
+    assert tale.tree.conflict == (tale.tree.final, theirs.here)
     assert tale.tree.final.slot == 1

@@ -91,6 +91,11 @@ def test_default_grace_is_a_tenth_of_the_window_up_to_fifteen_seconds() -> None:
     assert default_timing(slot_window_ms=2_000).grace_ms == 200
 
 
+def test_a_chain_is_stalled_by_default_after_a_day_and_at_least_64_slots() -> None:
+    assert default_timing(slot_window_ms=300_000).stall_slots == 288
+    assert default_timing(slot_window_ms=7_000_000).stall_slots == 64
+
+
 def test_a_predecessor_is_kept() -> None:
     message = genesis_message()
     message.predecessor.swarm = id_of("old")
@@ -177,6 +182,8 @@ BAD = [
     ("timing.slot_window_ms", 2**31, Rule.SCHEMA, "slot window"),
     ("timing.grace_ms", 0, Rule.SCHEMA, "grace in ms is 0"),
     ("timing.grace_ms", WINDOW_MS + 1, Rule.SCHEMA, "grace in ms is 1001, 1 to 1000 required"),
+    ("timing.stall_slots", 3, Rule.SCHEMA, "slots until the chain is stalled is 3"),
+    ("timing.stall_slots", 2**24 + 1, Rule.SCHEMA, "slots until the chain is stalled"),
     ("training.mode", 0, Rule.SCHEMA, "training mode 0"),
     ("training.rank", 17, Rule.RANK, "training rank is 17, 1 to 16 required"),
     ("training.bits_b", 1, Rule.SCHEMA, "bits of B is 1"),

@@ -23,6 +23,7 @@ from fullrank_node.cli.options import (
 )
 from fullrank_node.home import Home
 from fullrank_node.operations import CreateOptions
+from fullrank_protocol.limits import MAX_STALL_SLOTS, MIN_STALL_SLOTS
 
 _GENESIS = "Fixed for ever by the genesis"
 _NODE = "This node"
@@ -37,6 +38,15 @@ def create(
     data: DataOption = None,
     window: Annotated[
         float | None, typer.Option("--window", metavar="SECONDS", min=1.0, help="Length of a slot; default 300.")
+    ] = None,
+    stall_slots: Annotated[
+        int | None,
+        typer.Option(
+            "--stall-slots",
+            min=MIN_STALL_SLOTS,
+            max=MAX_STALL_SLOTS,
+            help="Slots without finality after which vanished certifiers can be retired at once; default a day's.",
+        ),
     ] = None,
     policy: Annotated[
         Literal["invite", "open"], typer.Option("--policy", help="Who may contribute: members, or also strangers.")
@@ -77,6 +87,7 @@ def create(
     path = require_data(data)
     options = CreateOptions(
         window_s=window,
+        stall_slots=stall_slots,
         open_policy=policy == "open",
         serve_base=serve_base,
         revision=revision,

@@ -197,12 +197,14 @@ class Module(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ModuleKind, str]] = ..., out_features: _Optional[int] = ..., in_features: _Optional[int] = ...) -> None: ...
 
 class Timing(_message.Message):
-    __slots__ = ("slot_window_ms", "grace_ms")
+    __slots__ = ("slot_window_ms", "grace_ms", "stall_slots")
     SLOT_WINDOW_MS_FIELD_NUMBER: _ClassVar[int]
     GRACE_MS_FIELD_NUMBER: _ClassVar[int]
+    STALL_SLOTS_FIELD_NUMBER: _ClassVar[int]
     slot_window_ms: int
     grace_ms: int
-    def __init__(self, slot_window_ms: _Optional[int] = ..., grace_ms: _Optional[int] = ...) -> None: ...
+    stall_slots: int
+    def __init__(self, slot_window_ms: _Optional[int] = ..., grace_ms: _Optional[int] = ..., stall_slots: _Optional[int] = ...) -> None: ...
 
 class Training(_message.Message):
     __slots__ = ("mode", "rank", "bits_b", "bits_a", "learning_rate_nano", "warmup_steps", "max_steps", "batch_size", "block_length", "period_rounds", "total_rounds")
