@@ -91,7 +91,17 @@ class FakeNode:
             id=HERON, member=OTTER, base_round=40, round=41, verdict="refused", rule="scale", mine=True
         )
         refused.detail = "found exponent 9, required at most 4"
-        return wire.HistoryReply(rounds=[round_line], contributions=[accepted, refused])
+        switch = wire.SwitchLine(
+            at_ms=1_780_000_000_000,
+            left_round=9,
+            fork_round=6,
+            deltas=8,
+            deltas_kept=6,
+            deltas_waiting=1,
+            tokens=80_000,
+            tokens_kept=60_000,
+        )
+        return wire.HistoryReply(rounds=[round_line], contributions=[accepted, refused], switches=[switch])
 
     async def peers(self, request: wire.PeersRequest) -> wire.PeersReply:
         self._note(request)

@@ -15,6 +15,7 @@ from chains import key
 from peers import until
 from swarms import genesis_message, id_of, key_of
 
+from fullrank_node.api import control_pb2 as control
 from fullrank_node.blob_store import BlobStore
 from fullrank_node.child import ChildProcess
 from fullrank_node.files import write_atomically
@@ -26,7 +27,7 @@ from fullrank_node.network.interface import BlobStore as AnyBlobStore
 from fullrank_node.network.interface import BlobUnavailable, Inbound, NetworkError, PeerInfo
 from fullrank_node.network.limits import Traffic
 from fullrank_node.restoring import restored_state
-from fullrank_node.round_lines import contribution_line
+from fullrank_node.round_lines import contribution_line, switch_line
 from fullrank_node.runner import Runner
 from fullrank_node.store import Store
 from fullrank_protocol.blob import BlobRef, blob_ref
@@ -265,6 +266,11 @@ class LoopNode:
                 line = contribution_line(row, self.runner)
                 return line.verdict, line.rule, line.detail
         raise AssertionError("history does not show it")
+
+    def left_branch(self) -> control.SwitchLine:
+        """What `history` on this node shows of the one branch that it left."""
+        (row,) = self.store.switches()
+        return switch_line(row, self.runner)
 
     def is_ready(self, envelope: Envelope) -> bool:
         """Whether its delta is here and was judged."""

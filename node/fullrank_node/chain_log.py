@@ -4,8 +4,10 @@ Verdicts are those of the head's chain: when the head moves to another branch, t
 it left are taken back, and what can be accepted on no later checkpoint any more is late.
 """
 
+import logging
+
 from fullrank_node.clock import Clock
-from fullrank_node.history import ContributionRow, RoundRow
+from fullrank_node.history import ContributionRow, RoundRow, SwitchRow
 from fullrank_node.store import Store
 from fullrank_protocol.chain import ChainState, common_ancestor
 from fullrank_protocol.checkpoint import Checkpoint
@@ -15,6 +17,8 @@ from fullrank_protocol.errors import ProtocolError, Rule
 from fullrank_protocol.fork_choice import Node
 from fullrank_protocol.round_state import RoundState
 from fullrank_protocol.verifying import contributions
+
+log = logging.getLogger(__name__)
 
 
 class ChainLog:
@@ -46,13 +50,38 @@ class ChainLog:
         tree = self._state.tree
         old, new = tree.state(self._noted), tree.state(head)
         fork = common_ancestor(old, new, lookup=tree.lookup)
-        for node in tree.chain(old.id, above_slot=fork.slot):
-            for contribution in contributions(_checkpoint(node)):
+        left = [_checkpoint(node) for node in tree.chain(old.id, above_slot=fork.slot)]
+        taken = [_checkpoint(node) for node in tree.chain(new.id, above_slot=fork.slot)]
+        for checkpoint in left:
+            for contribution in contributions(checkpoint):
                 self._store.record_verdict(contribution.id, status="pending")
-        for node in tree.chain(new.id, above_slot=fork.slot):
-            self._note_checkpoint(_checkpoint(node))
+        for checkpoint in taken:
+            self._note_checkpoint(checkpoint)
+        self._note_switch(old, fork, left, taken)
         self._noted = head
         self._note_late(new)
+
+    def _note_switch(self, old: ChainState, fork: ChainState, left: list[Checkpoint], taken: list[Checkpoint]) -> None:
+        """Training that only the branch just left had accepted; where a rival merged the same, nothing was lost."""
+        ours, theirs = ([a.contribution.id for c in side for a in c.accepted] for side in (left, taken))
+        if set(ours) <= set(theirs):
+            return
+        self._store.note_switch(
+            SwitchRow(
+                at_ms=self._clock.now_ms(),
+                left_checkpoint=old.id,
+                left_round=old.round,
+                fork_round=fork.round,
+                contributions=tuple(ours),
+            )
+        )
+        log.info(
+            "Went over to a heavier branch at round %d: %d of %d deltas of the one left are in it, the rest is offered "
+            "again.",
+            fork.round,
+            len(set(ours) & set(theirs)),
+            len(ours),
+        )
 
     def _start(self) -> bytes:
         """Everything up to the last final checkpoint was written down in an earlier life."""

@@ -62,6 +62,16 @@ MIGRATIONS = (
     CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
     CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
     """,
+    """
+    CREATE TABLE switches (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        at_ms INTEGER NOT NULL,
+        left_checkpoint BLOB NOT NULL,
+        left_round INTEGER NOT NULL,
+        fork_round INTEGER NOT NULL,
+        contributions BLOB NOT NULL
+    ) STRICT;
+    """,
 )
 """One script per schema version, in order; `PRAGMA user_version` says how many were run."""
 

@@ -6,6 +6,9 @@ from typing import Any, Self
 
 from fullrank_protocol.scaled import Scaled
 
+ID_BYTES = 32
+"""Length of an object's id."""
+
 STATUSES = ("pending", "accepted", "refused", "late", "unavailable")
 """Pending: not decided. Late: missed its slot, still eligible or too stale. Unavailable: nobody had its blob."""
 
@@ -57,6 +60,33 @@ class ContributionRow:
         mantissa, exponent = columns["weight_mantissa"], columns["weight_exponent"]
         weight = None if mantissa is None else Scaled(mantissa=mantissa, exponent=exponent)
         return cls(**plain, contribution_id=columns["id"], weight=weight)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchRow:
+    """This node went over to a heavier branch, as the lighter side of a healed partition does.
+
+    Attributes:
+        at_ms: When, by this node's clock.
+        left_checkpoint: The head that it left.
+        left_round: That head's round.
+        fork_round: Round of the newest checkpoint that both branches have.
+        contributions: Ids of what only the branch that was left had accepted; they are offered again as stale ones.
+    """
+
+    at_ms: int
+    left_checkpoint: bytes
+    left_round: int
+    fork_round: int
+    contributions: tuple[bytes, ...]
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Any]) -> Self:
+        """From a row of the table `switches`."""
+        plain = {item.name: columns[item.name] for item in fields(cls)}
+        joined = bytes(plain["contributions"])
+        ids = tuple(joined[start : start + ID_BYTES] for start in range(0, len(joined), ID_BYTES))
+        return cls(**{**plain, "contributions": ids})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

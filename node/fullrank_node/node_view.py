@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from fullrank_node.api import control_pb2 as wire
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.people import member_line, name_of_member, resolve_key
-from fullrank_node.round_lines import contribution_line, history_of_round, round_lines
+from fullrank_node.round_lines import contribution_line, history_of_round, round_lines, switch_line
 from fullrank_node.status_reply import status_reply
 from fullrank_protocol.identity import SigningKey
 from fullrank_protocol.link import Link
@@ -52,7 +52,8 @@ class DaemonView:
         limit = request.limit or HISTORY_LINES
         own = self._node.store.contributions(runner.key.public_key, limit=limit)
         lines = [contribution_line(row, runner) for row in reversed(own)]
-        return wire.HistoryReply(rounds=round_lines(runner, limit=limit), contributions=lines)
+        switches = [switch_line(row, runner) for row in self._node.store.switches(limit)]
+        return wire.HistoryReply(rounds=round_lines(runner, limit=limit), contributions=lines, switches=switches)
 
     async def peers(self, request: wire.PeersRequest) -> wire.PeersReply:
         """Peers that are connected."""

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from fullrank_node.api import control_pb2 as wire
 from fullrank_node.errors import ExitCode, NodeError
-from fullrank_node.history import ContributionRow, RoundRow
+from fullrank_node.history import ContributionRow, RoundRow, SwitchRow
 from fullrank_node.people import name_of_member
-from fullrank_protocol.chain import ChainState, is_ancestor
+from fullrank_protocol.chain import ChainState, common_ancestor, is_ancestor
 from fullrank_protocol.checkpoint import CheckpointKind
 from fullrank_protocol.errors import Rule
 
@@ -81,6 +81,32 @@ def contribution_line(row: ContributionRow, runner: "Runner") -> wire.Contributi
     if row.round is not None:
         line.round = row.round
     return line
+
+
+def switch_line(row: SwitchRow, runner: "Runner") -> wire.SwitchLine:
+    """A branch that this node left, and how much of its training the head's chain has by now."""
+    rows = runner.store.verdicts_on(row.contributions)
+    kept = [each for each in rows if each.status == "accepted"]
+    waiting = [each for each in rows if each.status == "pending" and _may_still_come(each, runner)]
+    return wire.SwitchLine(
+        at_ms=row.at_ms,
+        left_round=row.left_round,
+        fork_round=row.fork_round,
+        deltas=len(row.contributions),
+        deltas_kept=len(kept),
+        deltas_waiting=len(waiting),
+        tokens=sum(each.num_tokens for each in rows),
+        tokens_kept=sum(each.num_tokens for each in kept),
+    )
+
+
+def _may_still_come(row: ContributionRow, runner: "Runner") -> bool:
+    tree = runner.state.tree
+    base, head = tree.lookup(row.base_checkpoint), tree.head()
+    if base is None:
+        return False
+    age = head.round - common_ancestor(base, head, lookup=tree.lookup).round
+    return age <= tree.genesis.rule.max_staleness_rounds
 
 
 def history_of_round(runner: "Runner", number: int) -> wire.HistoryReply:

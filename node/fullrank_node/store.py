@@ -9,12 +9,12 @@ Every method is short and synchronous, for the daemon's own loop; one thread per
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 
 from fullrank_node.blob_store import BlobStore
 from fullrank_node.database import database_errors, open_database
-from fullrank_node.history import ContributionRow, RoundRow
+from fullrank_node.history import ContributionRow, RoundRow, SwitchRow
 from fullrank_node.home import Home
 from fullrank_node.node_keys import BEGUN_KEY
 from fullrank_protocol.envelope import Envelope
@@ -168,6 +168,25 @@ class Store:
             *(member, member, limit),
         )
         return [ContributionRow.from_columns(dict(row)) for row in rows]
+
+    def verdicts_on(self, ids: Sequence[bytes]) -> list[ContributionRow]:
+        """The noted ones of these contributions, in that order."""
+        rows = (self._one("SELECT * FROM contributions WHERE id = ?", each) for each in ids)
+        return [ContributionRow.from_columns(dict(row)) for row in rows if row is not None]
+
+    def note_switch(self, row: SwitchRow) -> None:
+        """Remembers for `history` that this node went over to another branch."""
+        with self._transaction() as run:
+            run.execute(
+                "INSERT INTO switches (at_ms, left_checkpoint, left_round, fork_round, contributions) "
+                "VALUES (?, ?, ?, ?, ?)",
+                (row.at_ms, row.left_checkpoint, row.left_round, row.fork_round, b"".join(row.contributions)),
+            )
+
+    def switches(self, limit: int = 100) -> list[SwitchRow]:
+        """The newest switches to another branch, oldest first."""
+        rows = self._all("SELECT * FROM (SELECT * FROM switches ORDER BY seq DESC LIMIT ?) ORDER BY seq", limit)
+        return [SwitchRow.from_columns(dict(row)) for row in rows]
 
     def note_round(self, row: RoundRow) -> None:
         """Remembers a checkpoint of the chain for `history` and `status`; a known one is left as it is."""

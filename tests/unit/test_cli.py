@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sys
 import types
 from collections.abc import AsyncIterator, Callable
@@ -285,6 +286,7 @@ async def test_watch_refreshes_until_the_daemon_fails(
 
 async def test_history_shows_verdicts_with_reasons(ask: Any, view: fake_node.FakeNode) -> None:
     shown = (await ask("history", "--limit", "5")).out
+    assert re.search(r"2026-05-28 20:26 UTC +9 +6 +8 +6 +1 +80,000 +75%", shown)
     assert view.asked == [wire.HistoryRequest(limit=5)]
     assert "01010101    39  accepted     40    0.25   4,096" in shown
     assert "scale: found exponent 9, required at most 4" in shown

@@ -14,6 +14,7 @@ from peers import until
 
 from fullrank_node.errors import ExitCode, node_error_in
 from fullrank_node.files import disk_full
+from fullrank_node.history import SwitchRow
 from fullrank_node.home import Home
 from fullrank_node.runner import LISTEN_MS
 from fullrank_node.store import Store
@@ -136,6 +137,15 @@ async def test_a_fork_turns_the_verdicts_in_history_with_the_head(tmp_path: Path
         await until(lambda: ada.head == bob.head)
         assert ada.verdict(mine)[0] == "pending"
         assert ada.verdict(theirs)[0] == "accepted"
+        left = ada.left_branch()
+        assert (left.left_round, left.fork_round, left.deltas) == (1, 0, 1)
+        assert (left.deltas_kept, left.deltas_waiting, left.tokens_kept) == (0, 1, 0)
+        await until(lambda: bob.is_ready(mine) and cyd.is_ready(mine))
+        await swarm.next_slot()
+        left = ada.left_branch()
+        assert (left.deltas_kept, left.deltas_waiting) == (1, 0)
+        assert left.tokens_kept == left.tokens > 0
+        assert not bob.store.switches()
 
 
 async def test_a_contribution_that_waited_in_vain_is_late_with_its_age(tmp_path: Path) -> None:
@@ -149,6 +159,10 @@ async def test_a_contribution_that_waited_in_vain_is_late_with_its_age(tmp_path:
             await swarm.everywhere(ada.contribute(some_delta(swarm.genesis, f"ada {number}")))
             await swarm.next_slot()
         assert zoe.verdict(late) == ("late", "stale", "is 4 rounds old, at most 3 are accepted")
+        row = SwitchRow(at_ms=1, left_checkpoint=ada.head.id, left_round=1, fork_round=0, contributions=(late.id,))
+        ada.store.note_switch(row)  # As if a branch that had merged it had been left before: ada sees it pending.
+        assert ada.verdict(late)[0] == "pending"
+        assert (ada.left_branch().deltas, ada.left_branch().deltas_waiting) == (1, 0)
 
 
 async def test_what_is_fed_before_the_node_lives_waits_for_it(tmp_path: Path) -> None:

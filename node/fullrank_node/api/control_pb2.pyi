@@ -263,12 +263,34 @@ class HistoryRequest(_message.Message):
     def __init__(self, round: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
 
 class HistoryReply(_message.Message):
-    __slots__ = ("rounds", "contributions")
+    __slots__ = ("rounds", "contributions", "switches")
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    SWITCHES_FIELD_NUMBER: _ClassVar[int]
     rounds: _containers.RepeatedCompositeFieldContainer[RoundLine]
     contributions: _containers.RepeatedCompositeFieldContainer[ContributionLine]
-    def __init__(self, rounds: _Optional[_Iterable[_Union[RoundLine, _Mapping]]] = ..., contributions: _Optional[_Iterable[_Union[ContributionLine, _Mapping]]] = ...) -> None: ...
+    switches: _containers.RepeatedCompositeFieldContainer[SwitchLine]
+    def __init__(self, rounds: _Optional[_Iterable[_Union[RoundLine, _Mapping]]] = ..., contributions: _Optional[_Iterable[_Union[ContributionLine, _Mapping]]] = ..., switches: _Optional[_Iterable[_Union[SwitchLine, _Mapping]]] = ...) -> None: ...
+
+class SwitchLine(_message.Message):
+    __slots__ = ("at_ms", "left_round", "fork_round", "deltas", "deltas_kept", "deltas_waiting", "tokens", "tokens_kept")
+    AT_MS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_ROUND_FIELD_NUMBER: _ClassVar[int]
+    FORK_ROUND_FIELD_NUMBER: _ClassVar[int]
+    DELTAS_FIELD_NUMBER: _ClassVar[int]
+    DELTAS_KEPT_FIELD_NUMBER: _ClassVar[int]
+    DELTAS_WAITING_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_KEPT_FIELD_NUMBER: _ClassVar[int]
+    at_ms: int
+    left_round: int
+    fork_round: int
+    deltas: int
+    deltas_kept: int
+    deltas_waiting: int
+    tokens: int
+    tokens_kept: int
+    def __init__(self, at_ms: _Optional[int] = ..., left_round: _Optional[int] = ..., fork_round: _Optional[int] = ..., deltas: _Optional[int] = ..., deltas_kept: _Optional[int] = ..., deltas_waiting: _Optional[int] = ..., tokens: _Optional[int] = ..., tokens_kept: _Optional[int] = ...) -> None: ...
 
 class RoundLine(_message.Message):
     __slots__ = ("checkpoint", "kind", "standing", "proposer", "proposer_name", "accepted", "refused", "num_tokens", "num_bytes", "update_norm", "effective_rank", "held_out_loss", "adopted_at_ms")

@@ -1,5 +1,6 @@
 """`fullrank history`: what became of every own contribution, and how the shared model grew."""
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -29,6 +30,9 @@ def history(
         render.print_table("rounds", columns, map(_round_cells, reply.rounds))
     else:
         typer.echo("no rounds yet")
+    if reply.switches:
+        left = ("left", ">at round", ">fork at", ">deltas", ">kept", ">waiting", ">tokens", ">kept tokens")
+        render.print_table("\nbranches left for a heavier one", left, map(_switch_cells, reply.switches))
     if reply.contributions:
         columns = ("id", "member", ">base", "verdict", ">round", ">weight", ">tokens", ">loss", ">size", "reason")
         rows = [_contribution_cells(line, with_member=number is not None) for line in reply.contributions]
@@ -51,6 +55,19 @@ def _round_cells(line: wire.RoundLine) -> list[str]:
         f"{line.effective_rank:.0f}" if line.effective_rank else "",
         f"{line.held_out_loss:.3f}" if line.HasField("held_out_loss") else "",
         checkpoint.digest.hex()[:12],
+    ]
+
+
+def _switch_cells(line: wire.SwitchLine) -> list[str]:
+    return [
+        f"{datetime.fromtimestamp(line.at_ms / 1000, UTC):%Y-%m-%d %H:%M UTC}",
+        str(line.left_round),
+        str(line.fork_round),
+        str(line.deltas),
+        str(line.deltas_kept),
+        str(line.deltas_waiting),
+        f"{line.tokens:,}",
+        f"{line.tokens_kept / line.tokens:.0%}" if line.tokens else "",
     ]
 
 
