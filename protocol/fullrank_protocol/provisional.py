@@ -15,8 +15,8 @@ class Provisional:
     """A stalled chain, as those who are there see it.
 
     Attributes:
-        at: The newest checkpoint that more than two thirds of those present stand behind, and its child's; None
-            where there is none above the final one.
+        at: The newest checkpoint that more than two thirds of those present voted for; None where there is none
+            above the final one.
         present: Certifiers of the head's sets whose votes for recent checkpoints of its chain are known.
         missing: The others.
     """
@@ -29,8 +29,9 @@ class Provisional:
 def provisional_finality(tree: Tree, *, slot: int) -> Provisional | None:
     """Provisional finality on the chain of the head at the open `slot`; None where the chain is not stalled.
 
-    Present is who voted for a checkpoint of the newest `stall_slots` slots. A checkpoint counts when more than two
-    thirds of those present in both of its sets voted for it, and likewise for its child in the very next slot.
+    Present is who voted for a checkpoint of the newest `stall_slots` slots. More than two thirds of those present in
+    both of its sets must have voted for a checkpoint. No child in the very next slot is asked for, as finality does:
+    a chain that nobody justifies grows every few slots only.
     """
     head = tree.head()
     final = tree.state(tree.final.checkpoint)
@@ -41,14 +42,7 @@ def provisional_finality(tree: Tree, *, slot: int) -> Provisional | None:
     certifiers = head.newest_set | head.second_set
     recent = (node.voters for node in chain if node.state.slot > slot - stall_slots)
     present = certifiers.intersection(frozenset[bytes]().union(*recent))
-    at = next(
-        (
-            lower.state.here
-            for lower, upper in zip(chain[-2::-1], chain[:0:-1], strict=True)
-            if lower.state.slot + 1 == upper.state.slot and _holds(lower, present) and _holds(upper, present)
-        ),
-        None,
-    )
+    at = next((node.state.here for node in reversed(chain) if _holds(node, present)), None)
     return Provisional(at=at, present=present, missing=certifiers - present)
 
 

@@ -51,6 +51,7 @@ class Disk:
         objects: Envelopes with their slots, in order of arrival.
         votes: The durable vote record.
         believed: Checkpoints taken by a snapshot.
+        adopted: The root's choice that the owner adopted.
         blobs: Ids of the deltas here.
         num_writes: Durable writes so far.
     """
@@ -59,6 +60,7 @@ class Disk:
     votes: list[Envelope] = field(default_factory=list)
     verdicts: dict[bytes, bool] = field(default_factory=dict)
     believed: set[bytes] = field(default_factory=set)
+    adopted: bytes | None = None
     blobs: set[bytes] = field(default_factory=set)
     num_writes: int = 0
 
@@ -122,6 +124,7 @@ class SimulatedNode:
             self.disk.verdicts,
             self.now_ms(),
             believed=frozenset(self.disk.believed),
+            adopted=self.disk.adopted,
         )
         if self.state.own_votes:
             self.state.listen_until_ms = self.now_ms() + LISTEN_MS
@@ -301,6 +304,9 @@ class SimulatedNode:
             case round_io.Alarm():
                 self.alarms.append(action)
                 self.world.note(f"{self} raises the alarm")
+            case round_io.Settled():
+                self._write(lambda: setattr(self.disk, "adopted", self.state.adopting))
+                self.world.note(f"{self} goes on from the root's choice")
             case round_io.Adopt():
                 self._write(lambda: None)
 

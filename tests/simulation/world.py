@@ -24,7 +24,7 @@ LARGE = 8
 __all__ = ["START_MS", "WINDOW_MS", "Network", "World", "key_of", "make_genesis"]
 
 
-def make_genesis(*, founders: int, window_ms: int = WINDOW_MS) -> Genesis:
+def make_genesis(*, founders: int, window_ms: int = WINDOW_MS, stall_slots: int = 64) -> Genesis:
     """A swarm whose first nodes are all founders and certifiers, and whose first is the root."""
     keys = [key_of(number) for number in range(founders)]
     public = sorted(key.public_key for key in keys)
@@ -39,7 +39,7 @@ def make_genesis(*, founders: int, window_ms: int = WINDOW_MS) -> Genesis:
         modules=[module],
         max_rank=16,
         codecs=[CODEC_PACKED],
-        timing=wire.Timing(slot_window_ms=window_ms, grace_ms=window_ms // 10, stall_slots=64),
+        timing=wire.Timing(slot_window_ms=window_ms, grace_ms=window_ms // 10, stall_slots=stall_slots),
         training=genesis_defaults.default_training(),
         rule=genesis_defaults.default_rule(),
         limits=genesis_defaults.default_limits(),

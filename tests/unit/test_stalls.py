@@ -144,21 +144,24 @@ def test_those_present_make_a_checkpoint_of_a_stalled_chain_provisionally_final(
     found = provisional_finality(tale.tree, slot=9)
     assert found is not None
     assert found.at is not None
-    assert found.at.slot == 6
+    assert found.at.slot == 7
     assert found.present == {key("ada"), key("bob"), key("cyd")}
     assert found.missing == {key("dan"), key("eve")}
     assert tale.tree.final.slot == 1
 
 
-def test_two_thirds_of_those_present_are_needed_and_a_child_in_the_next_slot() -> None:
+def test_more_than_two_thirds_of_those_present_are_needed() -> None:
     tale = story(*FIVE)
     tip = stalled(tale, "ada bob cyd")
     lone = tale.grow(tip, slot=7, votes=tale.votes("ada bob cyd", tip))
-    cast(tale, "ada", lone)
+    cast(tale, "ada bob", lone)
     found = provisional_finality(tale.tree, slot=8)
     assert found is not None
-    assert found.at is not None
-    assert found.at.slot == 4
+    assert found.at == tip.here
+    cast(tale, "cyd", lone)
+    found = provisional_finality(tale.tree, slot=8)
+    assert found is not None
+    assert found.at == lone.here
 
 
 def test_a_chain_that_is_not_stalled_has_no_provisional_finality() -> None:
