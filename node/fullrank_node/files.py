@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -43,6 +44,22 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in _DISK_FULL:
             raise disk_full(path) from error
         raise
+
+
+def check_private(path: Path, *, what: str, hint: str) -> None:
+    """Checks that nobody but its owner can open a file that holds a secret.
+
+    Raises:
+        NodeError: Others can (exit code PERMISSION); `what` names the file, `hint` says what to do.
+        OSError: There is no such file, or it cannot be looked at.
+    """
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise NodeError(
+            f"{what} {path} can be read by others (mode {mode:04o}, required 0600)",
+            hint=hint,
+            exit_code=ExitCode.PERMISSION,
+        )
 
 
 def fsync_directory(path: Path) -> None:

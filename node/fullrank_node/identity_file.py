@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 
 from fullrank_node.errors import ExitCode, NodeError
-from fullrank_node.files import disk_errors, fsync_directory, write_atomically
+from fullrank_node.files import check_private, disk_errors, fsync_directory, write_atomically
 from fullrank_protocol.identity import SigningKey, libp2p_identity_file
 
 _HEADER = "fullrank identity 1"
@@ -61,7 +61,7 @@ def load_identity(path: Path) -> SigningKey:
         NodeError: No identity, readable by others, or damaged.
     """
     try:
-        _check_private(path)
+        check_private(path, what="the identity", hint=f"chmod 600 {path}")
         with path.open("rb") as file:
             text = file.read(_MAX_FILE_BYTES)
     except FileNotFoundError as error:
@@ -79,16 +79,6 @@ def load_identity(path: Path) -> SigningKey:
     key = _parse(text, path)
     _write_libp2p_file(path, key)
     return key
-
-
-def _check_private(path: Path) -> None:
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        raise NodeError(
-            f"the identity {path} can be read by others (mode {mode:04o}, required 0600)",
-            hint=f"chmod 600 {path}",
-            exit_code=ExitCode.PERMISSION,
-        )
 
 
 def _parse(data: bytes, path: Path) -> SigningKey:

@@ -1,11 +1,10 @@
 """The secret that every control call carries: drawn at each start of the daemon, readable by the owner alone."""
 
 import secrets
-import stat
 from pathlib import Path
 
 from fullrank_node.errors import ExitCode, NodeError
-from fullrank_node.files import write_atomically
+from fullrank_node.files import check_private, write_atomically
 
 TOKEN_BYTES = 32
 """Too many to guess, whoever may reach the socket."""
@@ -31,8 +30,9 @@ def read_token(path: Path) -> str:
         NodeError: The file is missing, not ours to read, or readable by others.
     """
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        token = path.read_text(encoding="ascii", errors="replace").strip()
+        hint = f"chmod 600 {path}, and restart the daemon so that it draws a new one."
+        check_private(path, what="the daemon's token", hint=hint)
+        return path.read_text(encoding="ascii", errors="replace").strip()
     except FileNotFoundError as error:
         raise NodeError(
             f"the daemon's token {path} is gone",
@@ -45,13 +45,6 @@ def read_token(path: Path) -> str:
             hint="Run as the user who started the daemon.",
             exit_code=ExitCode.PERMISSION,
         ) from error
-    if mode & 0o077:
-        raise NodeError(
-            f"the daemon's token {path} can be read by others (mode {mode:04o}, required 0600)",
-            hint=f"chmod 600 {path}, and restart the daemon so that it draws a new one.",
-            exit_code=ExitCode.PERMISSION,
-        )
-    return token
 
 
 def metadata(token: str) -> tuple[tuple[str, str], ...]:

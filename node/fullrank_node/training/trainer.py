@@ -9,7 +9,7 @@ in the making.
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.files import disk_errors
@@ -26,9 +26,6 @@ from fullrank_node.training.session import ModelSession
 from fullrank_protocol.codec import CODEC_PACKED
 from fullrank_protocol.genesis import Genesis, open_genesis
 from fullrank_protocol.wire import objects_pb2 as wire
-
-if TYPE_CHECKING:
-    pass
 
 Request = Mapping[str, Any]
 Progress = Callable[..., None]
