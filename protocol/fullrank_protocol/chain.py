@@ -6,7 +6,7 @@ contributions it has used. Two nodes that hold the same chain hold the same stat
 checkpoint carries yet are not looked at here; `fork_choice` counts them for a reader.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -265,10 +265,11 @@ def common_ancestor(a: ChainState, b: ChainState, *, lookup: Lookup) -> ChainSta
     return a
 
 
-def has_quorum(voters: frozenset[bytes], state: ChainState) -> bool:
+def has_quorum(voters: Set[bytes], state: ChainState) -> bool:
     """More than two thirds of both certifier sets that count for `state` (Casper FFG with stitching)."""
     return all(
-        3 * len(voters & certifiers) > 2 * len(certifiers) for certifiers in (state.newest_set, state.second_set)
+        3 * len(voters) > 2 * len(certifiers) and 3 * len(voters & certifiers) > 2 * len(certifiers)
+        for certifiers in (state.newest_set, state.second_set)
     )
 
 
@@ -287,7 +288,7 @@ def check_vote(vote: Vote, target: ChainState) -> None:
             f"names source {vote.source.hex()[:12]} of slot {vote.source_slot}, "
             f"its target's justified ancestor is {source.checkpoint.hex()[:12]} of slot {source.slot}",
         )
-    if vote.voter not in target.newest_set | target.second_set:
+    if vote.voter not in target.newest_set and vote.voter not in target.second_set:
         raise RejectError(Rule.VOTE, f"{vote.voter.hex()[:12]} is no certifier for this target")
 
 

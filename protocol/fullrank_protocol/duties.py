@@ -22,7 +22,7 @@ from fullrank_protocol.round_io import (
     SignTakeUp,
     Train,
 )
-from fullrank_protocol.round_state import ANY_HEAD, DeltaStatus, Proposal, RoundState
+from fullrank_protocol.round_state import ANY_HEAD, DeltaStatus, Proposal, RoundState, withdraw
 from fullrank_protocol.verifying import contributions, merge, unverified
 from fullrank_protocol.vote import Vote
 from fullrank_protocol.wire import objects_pb2 as wire
@@ -67,7 +67,7 @@ def forget_old(state: RoundState) -> None:
         except IgnoreError:
             used = False
         if used:
-            del state.candidates[contribution_id]
+            withdraw(state, contribution_id)
 
 
 def adopt_choice(state: RoundState) -> None:

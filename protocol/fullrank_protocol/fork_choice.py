@@ -6,14 +6,16 @@ and certifier sets always come from the chain (`chain`). Only checkpoints that t
 recomputed itself can become its head.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, KeysView
 from dataclasses import dataclass, field
 
 from fullrank_protocol.chain import ChainState, Mark, check_vote, extend, genesis_state, has_quorum, is_ancestor
 from fullrank_protocol.checkpoint import Checkpoint
 from fullrank_protocol.errors import IgnoreError, RejectError, Rule
 from fullrank_protocol.genesis import Genesis
-from fullrank_protocol.vote import Vote, is_offence
+from fullrank_protocol.vote import Vote
+from fullrank_protocol.vote_record import VoteRecord
 
 
 @dataclass(slots=True)
@@ -23,16 +25,21 @@ class Node:
     Attributes:
         checkpoint: The signed object; None for the genesis.
         verdict: None until recomputed here, then whether it held.
-        voters: Certifiers whose valid vote for it is known here.
+        votes: Valid votes for it that are known here, by certifier: there is only one that each can cast.
     """
 
     state: ChainState
     checkpoint: Checkpoint | None
     verdict: bool | None = None
     children: list[bytes] = field(default_factory=list)
-    voters: set[bytes] = field(default_factory=set)
+    votes: dict[bytes, Vote] = field(default_factory=dict)
     is_justified: bool = False
     is_final: bool = False
+
+    @property
+    def voters(self) -> KeysView[bytes]:
+        """Certifiers whose valid vote for it is known here."""
+        return self.votes.keys()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +73,7 @@ class Tree:
         self.voted_final: Mark = root.here
         self.chosen: Mark | None = None
         self._finals: list[Mark] = []  # Final by votes, the newest of each chain.
-        self._votes_of: dict[bytes, dict[bytes, Vote]] = {}
+        self._votes_of: dict[bytes, VoteRecord] = {}
         self._head_cache: ChainState | None = None
 
     # ---- reading ---------------------------------------------------------------------------------
@@ -119,12 +126,7 @@ class Tree:
 
     def votes_for(self, checkpoint: bytes) -> list[Vote]:
         """Valid votes for a target, ascending by id; one a certifier."""
-        voters = self.nodes[checkpoint].voters
-        found = [
-            min((v for v in self._votes_of[voter].values() if v.target == checkpoint), key=lambda vote: vote.id)
-            for voter in voters
-        ]
-        return sorted(found, key=lambda vote: vote.id)
+        return sorted(self.nodes[checkpoint].votes.values(), key=_vote_id)
 
     def missing_voters(self, checkpoint: bytes) -> frozenset[bytes]:
         """Certifiers that count for a checkpoint and have not voted for it."""
@@ -164,18 +166,15 @@ class Tree:
         if node is None:
             raise IgnoreError(f"target {vote.target.hex()[:12]} is not known")
         check_vote(vote, node.state)
-        known = self._votes_of.setdefault(vote.voter, {})
-        if vote.id in known:
+        if vote.voter in node.votes:
             return []
         offences = [
             Offence(first=min(vote, other, key=_vote_id), second=max(vote, other, key=_vote_id))
-            for other in known.values()
-            if is_offence(vote, other)
+            for other in self._votes_of.setdefault(vote.voter, VoteRecord()).add(vote)
         ]
-        known[vote.id] = vote
-        node.voters.add(vote.voter)
+        node.votes[vote.voter] = vote
         self._head_cache = None
-        if not node.is_justified and has_quorum(frozenset(node.voters), node.state):
+        if not node.is_justified and has_quorum(node.voters, node.state):
             node.is_justified = True
             self._finalise_source_of(node)
         return offences
@@ -298,24 +297,16 @@ class Tree:
 
     def _find_head(self) -> ChainState:
         state = self.highest_justified()
-        certifiers = state.members.certifiers
-        latest = [vote for vote in map(self._latest_vote, certifiers) if vote is not None]
-        support: dict[bytes, int] = {}
-        for vote in latest:
-            for node in self.chain(vote.target, above_slot=state.slot):
-                support[node.state.id] = support.get(node.state.id, 0) + 1
+        votes = [self._votes_of[voter].latest for voter in state.members.certifiers if voter in self._votes_of]
+        support: Counter[bytes] = Counter()
+        for target, num_votes in Counter(vote.target for vote in votes).items():
+            for node in self.chain(target, above_slot=state.slot):
+                support[node.state.id] += num_votes
         while True:
             children = [c for c in self.nodes[state.id].children if self.nodes[c].verdict]
             if not children:
                 return state
-            state = self.state(min(children, key=lambda child: (-support.get(child, 0), child)))
-
-    def _latest_vote(self, voter: bytes) -> Vote | None:
-        """The vote with the highest target slot, lowest target id among equals, whatever came first."""
-        votes = self._votes_of.get(voter)
-        if not votes:
-            return None
-        return min(votes.values(), key=lambda vote: (-vote.target_slot, vote.target))
+            state = self.state(min(children, key=lambda child: (-support[child], child)))
 
     def _verified_below(self, checkpoint: bytes) -> Iterator[Node]:
         stack = [checkpoint]

@@ -25,6 +25,7 @@ from fullrank_protocol.round_state import (
     Candidate,
     RoundState,
     note_if_beside,
+    offer,
 )
 from fullrank_protocol.snapshot import open_snapshot
 from fullrank_protocol.verifying import carried, contributions
@@ -106,10 +107,9 @@ def _receive_contribution(state: RoundState, envelope: Envelope, now_ms: int) ->
             raise _ParkedError(ANY_HEAD) from error
         raise
     contribution_staleness(contribution, head, genesis=state.genesis, lookup=state.tree.lookup)
-    rivals = (c.contribution for c in state.candidates.values() if c.contribution.member == contribution.member)
-    if any(rival.base_checkpoint == contribution.base_checkpoint for rival in rivals):
+    if (contribution.member, contribution.base_checkpoint) in state.offered:
         raise RejectError(Rule.DUPLICATE, "is a second contribution of this member on the same base checkpoint")
-    state.candidates[contribution.id] = Candidate(contribution, received_at_ms=now_ms)
+    offer(state, Candidate(contribution, received_at_ms=now_ms))
     yield Keep(envelope=envelope, slot=max(state.genesis.slot_at(now_ms), 0))
 
 
@@ -133,7 +133,7 @@ def _receive_checkpoint(state: RoundState, envelope: Envelope, now_ms: int) -> I
     if not note_if_beside(state, placed):
         state.unverified[checkpoint.id] = now_ms
     for contribution in contributions(checkpoint):
-        state.candidates.setdefault(contribution.id, Candidate(contribution, received_at_ms=now_ms))
+        offer(state, Candidate(contribution, received_at_ms=now_ms))
     for vote in checkpoint.votes:
         _note_own_vote(state, vote)
     for record in checkpoint.records:  # If this branch loses, another one must carry them.

@@ -1,5 +1,6 @@
 """Whose turn it is to propose, when, and what a proposal holds (protocol section 5, steps 4 and 5)."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,7 +79,14 @@ def draw(swarm: bytes, slot: int, key: bytes) -> bytes:
 
 def proposer_order(parent: ChainState, *, swarm: bytes, slot: int) -> list[bytes]:
     """Certifiers in the order of their turns."""
-    return sorted(parent.members.certifiers, key=lambda key: draw(swarm, slot, key))
+    return list(_turns(swarm, slot, parent.members.certifiers))
+
+
+@functools.lru_cache(maxsize=64)
+def _turns(swarm: bytes, slot: int, certifiers: frozenset[bytes]) -> dict[bytes, int]:
+    """The turn of each certifier, in order; asked for again at every step until somebody has proposed."""
+    order = sorted(certifiers, key=lambda key: draw(swarm, slot, key))
+    return {key: turn for turn, key in enumerate(order)}
 
 
 def grace_ms(tree: Tree, head: ChainState) -> int:
@@ -100,10 +108,10 @@ def turn_ms(tree: Tree, head: ChainState, *, slot: int, key: bytes, head_seen_ms
     recomputing that takes longer than a window would otherwise never become final.
     """
     genesis = tree.genesis
-    order = proposer_order(head, swarm=genesis.swarm, slot=slot)
-    if key not in order:
+    number = _turns(genesis.swarm, slot, head.members.certifiers).get(key)
+    if number is None:
         return None
-    turn = genesis.slot_end_ms(slot) + order.index(key) * grace_ms(tree, head)
+    turn = genesis.slot_end_ms(slot) + number * grace_ms(tree, head)
     if tree.is_justified(head.id):
         return turn
     pending = head.depth - tree.state(tree.final.checkpoint).depth

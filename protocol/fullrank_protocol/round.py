@@ -137,6 +137,7 @@ def _handle(state: RoundState, event: Event, now_ms: int) -> Iterator[Action]:  
         case DeltaUnavailable(contribution_id=contribution_id):
             if (candidate := state.candidates.get(contribution_id)) is not None:
                 candidate.status = DeltaStatus.UNAVAILABLE
+                state.unchecked[contribution_id] = candidate
                 candidate.retry_at_ms = now_ms + ASK_AGAIN_MS
                 candidate.num_misses += not is_held(state, candidate.contribution, now_ms)
         case Merged():

@@ -2,6 +2,7 @@
 
 import enum
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 from fullrank_protocol.chain import ChainState, Mark
@@ -137,6 +138,9 @@ class RoundState:
         merges: Recent merge results.
         merging: Merges under way, with the time of the next attempt.
         arrival: By replay or by a snapshot.
+        candidates: Contributions that a checkpoint may take; `offer` adds and `withdraw` removes them.
+        offered: How many of them a member has on a base.
+        unchecked: Those whose delta is to be fetched, now or later.
         now_ms: This node's clock at the last step.
         future_due_ms: When the first of the checkpoints ahead of this clock is looked at again.
     """
@@ -158,6 +162,8 @@ class RoundState:
     unverified: dict[bytes, int] = field(default_factory=dict)
     num_in_turn: dict[tuple[int, bytes], int] = field(default_factory=dict)
     candidates: dict[bytes, Candidate] = field(default_factory=dict)
+    offered: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)
+    unchecked: dict[bytes, Candidate] = field(default_factory=dict)
     records: dict[bytes, Envelope] = field(default_factory=dict)
     evidence: dict[bytes, Evidence] = field(default_factory=dict)
     choices: dict[bytes, set[bytes]] = field(default_factory=dict)
@@ -196,6 +202,25 @@ def new_state(
         adopted=tree.root.here,
         finalised=tree.root.here,
     )
+
+
+def offer(state: RoundState, candidate: Candidate) -> None:
+    """Remember a contribution and that its delta is to be fetched, unless it is known already."""
+    contribution = candidate.contribution
+    if contribution.id in state.candidates:
+        return
+    state.candidates[contribution.id] = state.unchecked[contribution.id] = candidate
+    state.offered[contribution.member, contribution.base_checkpoint] += 1
+
+
+def withdraw(state: RoundState, contribution_id: bytes) -> None:
+    """Forget a contribution."""
+    contribution = state.candidates.pop(contribution_id).contribution
+    state.unchecked.pop(contribution_id, None)
+    pair = (contribution.member, contribution.base_checkpoint)
+    state.offered[pair] -= 1
+    if not state.offered[pair]:
+        del state.offered[pair]
 
 
 def note_if_beside(state: RoundState, at: ChainState) -> bool:

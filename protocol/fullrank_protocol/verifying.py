@@ -24,7 +24,7 @@ from fullrank_protocol.round_state import ASK_AGAIN_MS, DeltaStatus, RoundState,
 
 def check_deltas(state: RoundState, now_ms: int) -> Iterator[Action]:
     """Have every new contribution's blob fetched and decoded; ask again for one that was not to be had."""
-    for candidate in state.candidates.values():
+    for candidate in list(state.unchecked.values()):
         if candidate.status is DeltaStatus.UNAVAILABLE and candidate.retry_at_ms <= now_ms:
             candidate.status = DeltaStatus.WAITING
         if candidate.status is not DeltaStatus.WAITING or is_held(state, candidate.contribution, now_ms):
@@ -33,6 +33,7 @@ def check_deltas(state: RoundState, now_ms: int) -> Iterator[Action]:
         if base is not None:
             candidate.status = DeltaStatus.CHECKING
             contribution = candidate.contribution
+            del state.unchecked[contribution.id]
             yield CheckDelta(contribution=contribution, blob=contribution.blob, base_round=base.round)
 
 
@@ -160,6 +161,7 @@ def merge_failed(state: RoundState, event: MergeFailed, now_ms: int) -> Iterator
             candidate = state.candidates.get(contribution_id)
             if candidate is not None and candidate.status is DeltaStatus.READY:
                 candidate.status = DeltaStatus.WAITING  # Its blob may have been lost on this disk: look again.
+                state.unchecked[contribution_id] = candidate
     else:
         state.merging.pop(event.key, None)
         for checkpoint in unverified(state):
