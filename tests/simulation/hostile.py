@@ -74,7 +74,7 @@ class HostileNode(SimulatedNode):
     def whisper(self, envelope: Envelope, chosen: frozenset[int]) -> None:
         """Send an object to some only."""
         self.withheld[envelope.id] = chosen
-        self.disk.objects[envelope.id] = (envelope, self.world.slot)
+        self.disk.store(envelope, self.world.slot)
         for node in self.world.nodes:
             if node is not self and node.number in chosen:
                 self.world.send(self, node, envelope)

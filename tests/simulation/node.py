@@ -39,6 +39,10 @@ BLOB_TIMEOUT_MS = 1_000
 BASE_DIGEST = bytes(32)
 
 
+Arrival = tuple[int, "SimulatedNode | None", Envelope | bytes]
+"""In which life of the node it was sent or asked for, by whom, and a message or the id of a contribution."""
+
+
 class Killed(Exception):  # noqa: N818 - not an error: an event of the simulation
     """The node died at a durable write."""
 
@@ -48,7 +52,8 @@ class Disk:
     """What survives a kill.
 
     Attributes:
-        objects: Envelopes with their slots, in order of arrival.
+        objects: Envelopes with their slots, in order of arrival; `store` adds them.
+        ids_of_slot: Their ids by slot.
         votes: The durable vote record.
         believed: Checkpoints taken by a snapshot.
         adopted: The root's choice that the owner adopted.
@@ -57,12 +62,18 @@ class Disk:
     """
 
     objects: dict[bytes, tuple[Envelope, int]] = field(default_factory=dict)
+    ids_of_slot: dict[int, list[bytes]] = field(default_factory=dict)
     votes: list[Envelope] = field(default_factory=list)
     verdicts: dict[bytes, bool] = field(default_factory=dict)
     believed: set[bytes] = field(default_factory=set)
     adopted: bytes | None = None
     blobs: set[bytes] = field(default_factory=set)
     num_writes: int = 0
+
+    def store(self, envelope: Envelope, slot: int) -> None:
+        """Keep an object that is not here yet."""
+        self.objects[envelope.id] = (envelope, slot)
+        self.ids_of_slot.setdefault(slot, []).append(envelope.id)
 
 
 class SimulatedNode:
@@ -97,8 +108,7 @@ class SimulatedNode:
         self.state: RoundState
         self._events: deque[round_io.Event] = deque()
         self._draining = False
-        self._inbox: list[round_io.Event] = []
-        self._flush_at_ms = -1
+        self._due: dict[int, list[Arrival]] = {}
 
     # ---- life ------------------------------------------------------------------------------------
 
@@ -108,8 +118,6 @@ class SimulatedNode:
         self.life += 1
         self.kill_after_writes = None
         self._events.clear()
-        self._inbox.clear()
-        self._flush_at_ms = -1
         self.state = new_state(
             self.world.genesis,
             key=self.key.public_key,
@@ -140,7 +148,6 @@ class SimulatedNode:
             self.world.note(f"{self} dies")
         self.is_up = False
         self._events.clear()
-        self._inbox.clear()
 
     def now_ms(self) -> int:
         """What this node's clock shows."""
@@ -195,22 +202,38 @@ class SimulatedNode:
         """An object of our own, or one that a test hands in."""
         self.feed(round_io.ObjectReceived(envelope=envelope))
 
-    def deliver(self, envelope: Envelope) -> None:
-        """An object from the network; what comes in the same quantum of time is taken in together."""
-        if not self.is_up or envelope.id in self.state.known:
+    def expect(self, delay_ms: int, sender: "SimulatedNode | None", arrival: Envelope | bytes) -> None:
+        """A message, or without a sender a delta of a contribution, arrives after a while.
+
+        What arrives in the same quantum of time is taken in together.
+        """
+        quantum = self.world.quantum_ms
+        at_ms = ((self.world.now_ms + delay_ms) // quantum + 1) * quantum
+        if (due := self._due.get(at_ms)) is None:
+            due = self._due[at_ms] = []
+            self.world.at(at_ms - self.world.now_ms, lambda: self._take_in(at_ms))
+        due.append((self.life, sender, arrival))
+
+    def _take_in(self, at_ms: int) -> None:
+        if self.is_up and self.paused_until_ms > self.world.now_ms:
+            self.world.at(self.paused_until_ms - self.world.now_ms, lambda: self._take_in(at_ms))
             return
-        self._feed_soon(round_io.ObjectReceived(envelope=envelope))
-
-    def _feed_soon(self, event: round_io.Event) -> None:
-        self._inbox.append(event)
-        if self._flush_at_ms < 0:
-            quantum = self.world.quantum_ms
-            self._flush_at_ms = (self.world.now_ms // quantum + 1) * quantum
-            self.later(self._flush_at_ms - self.world.now_ms, self._flush)
-
-    def _flush(self) -> None:
-        inbox, self._inbox, self._flush_at_ms = self._inbox, [], -1
-        self.feed(*inbox)
+        due = self._due.pop(at_ms)
+        if not self.is_up:
+            return
+        events: list[round_io.Event] = []
+        for life, sender, arrival in due:
+            if isinstance(arrival, Envelope):
+                if arrival.id not in self.state.known and (sender is None or self.world.reaches(sender, self)):
+                    events.append(round_io.ObjectReceived(envelope=arrival))
+            elif life == self.life and (candidate := self.state.candidates.get(arrival)) is not None:
+                blob = candidate.contribution.blob.id
+                self.disk.blobs.add(blob)
+                rule = self.world.faulty_blobs.get(blob)
+                detail = "" if rule is None else "is faulty"
+                events.append(round_io.DeltaChecked(contribution_id=arrival, rule=rule, detail=detail))
+        if events:
+            self.feed(*events)
 
     def _compare_inventories(self, life: int) -> None:
         """Ask one neighbour for what is missing here, as the daemon's exchange does."""
@@ -237,10 +260,11 @@ class SimulatedNode:
             for node in mine.chain(mine.head().id, above_slot=theirs.final.slot):
                 assert node.checkpoint is not None
                 found[node.checkpoint.id] = node.checkpoint.envelope
-        from_slot = max(theirs.final.slot - 4, 0)
-        for object_id, (envelope, slot) in self.disk.objects.items():
-            if slot >= from_slot and object_id not in known:
-                found[object_id] = envelope
+        for slot in sorted(self.disk.ids_of_slot):
+            if slot >= theirs.final.slot - 4:
+                for object_id in self.disk.ids_of_slot[slot]:
+                    if object_id not in known:
+                        found[object_id] = self.disk.objects[object_id][0]
         return [envelope for envelope in found.values() if self.serves(envelope, asker)]
 
     def serves(self, envelope: Envelope, asker: "SimulatedNode") -> bool:
@@ -314,7 +338,7 @@ class SimulatedNode:
         """Store durably, then pass on."""
         is_new = envelope.id not in self.disk.objects
         if is_new:
-            self._write(lambda: self.disk.objects.update({envelope.id: (envelope, slot)}))
+            self._write(lambda: self.disk.store(envelope, slot))
         if self.world.relays or envelope.public_key == self.key.public_key:
             self.world.broadcast(self, envelope)
 
@@ -347,13 +371,7 @@ class SimulatedNode:
             self.later(BLOB_TIMEOUT_MS, lambda: self.feed(unavailable))
             return
 
-        def arrived() -> None:
-            self.disk.blobs.add(blob)
-            rule = self.world.faulty_blobs.get(blob)
-            detail = "" if rule is None else "is faulty"
-            self._feed_soon(round_io.DeltaChecked(contribution_id=contribution_id, rule=rule, detail=detail))
-
-        self.later(self.world.delay() + self.world.transfer_ms, arrived)
+        self.expect(self.world.delay() + self.world.transfer_ms, None, contribution_id)
 
     def merge(self, action: round_io.Merge) -> round_io.Merged | round_io.MergeFailed:
         """Weights by staleness; the digest is a hash over the parent's and everything added."""

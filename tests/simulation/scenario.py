@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from simulation.faults import Plan, arrange
 from simulation.invariants import Violation
 from simulation.node import SimulatedNode
-from simulation.shared import opened_once
-from simulation.world import LARGE, World, make_genesis
+from simulation.shared import collected_afterwards, opened_once
+from simulation.world import World, make_genesis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +50,13 @@ def build(plan: Plan, *, hostile: type[SimulatedNode] | None = None, story: bool
     return world
 
 
-def run(
-    plan: Plan, *, hostile: type[SimulatedNode] | None = None, world: World | None = None, _shared: bool = False
-) -> Outcome:
+def run(plan: Plan, *, hostile: type[SimulatedNode] | None = None, world: World | None = None) -> Outcome:
     """Play a plan to its end."""
-    if plan.size >= LARGE and not _shared:
-        with opened_once():
-            return run(plan, hostile=hostile, world=world, _shared=True)
+    with collected_afterwards(), opened_once():
+        return _run(plan, hostile=hostile, world=world)
+
+
+def _run(plan: Plan, *, hostile: type[SimulatedNode] | None, world: World | None) -> Outcome:
     failure, trace, recovery = "", "", -1
     try:
         world = world or build(plan, hostile=hostile)

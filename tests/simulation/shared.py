@@ -1,7 +1,7 @@
-"""Opens each signed object once for all nodes of the process: opening is a pure function of its bytes."""
+"""What all nodes of one process may share, because it is a pure function of bytes, and who tidies up after them."""
 
 import contextlib
-import functools
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -9,41 +9,72 @@ from unittest import mock
 from fullrank_protocol import fork_choice, intake
 from fullrank_protocol.checkpoint import Checkpoint
 from fullrank_protocol.envelope import Envelope
+from fullrank_protocol.errors import RejectError
 from fullrank_protocol.genesis import Genesis
 
 _REMEMBERED = 20_000
 
+_OPENERS = ("open_contribution", "open_checkpoint", "open_vote", "open_refusal", "open_evidence")
+
 
 @contextlib.contextmanager
 def opened_once() -> Iterator[None]:
-    """While it lasts, nodes share what they opened, and the chain states that follow from it."""
-
-    def once(name: str) -> Any:
-        open_it: Callable[..., Any] = getattr(intake, name)
-        genesis_of: list[Genesis] = []
-
-        @functools.lru_cache(maxsize=_REMEMBERED)
-        def remembered(envelope: Envelope) -> Any:
-            return open_it(envelope, *genesis_of)
-
-        def opened(envelope: Envelope, *genesis: Genesis) -> Any:
-            genesis_of[:] = genesis
-            return remembered(envelope)
-
-        return mock.patch.object(intake, name, opened)
-
+    """While it lasts, nodes share what they opened or refused to, and the chain states that follow from it."""
     extend: Callable[..., Any] = getattr(fork_choice, "extend")  # noqa: B009 - it is imported there, not exported.
-    states: dict[bytes, Any] = {}
+    extend_once = _Once(extend)
 
     def extended(parent: Any, checkpoint: Checkpoint, *, genesis: Genesis, lookup: Any) -> Any:
-        if checkpoint.id not in states:
-            states[checkpoint.id] = extend(parent, checkpoint, genesis=genesis, lookup=lookup)
-        return states[checkpoint.id]
+        return extend_once(checkpoint.id, parent, checkpoint, genesis=genesis, lookup=lookup)
 
-    with (
-        once("open_contribution"),
-        once("open_checkpoint"),
-        once("open_vote"),
-        mock.patch.object(fork_choice, "extend", extended),
-    ):
+    with contextlib.ExitStack() as stack:
+        for name in _OPENERS:
+            stack.enter_context(mock.patch.object(intake, name, _opener(getattr(intake, name))))
+        stack.enter_context(mock.patch.object(fork_choice, "extend", extended))
         yield
+
+
+def _opener(open_it: Callable[..., Any]) -> Callable[..., Any]:
+    once = _Once(open_it)
+
+    def opened(envelope: Envelope, *genesis: Genesis) -> Any:
+        return once(envelope.id, envelope, *genesis)
+
+    return opened
+
+
+class _Once:
+    """Calls a function once for each key; a rule that was found broken is remembered like a value."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._values: dict[bytes, Any] = {}
+        self._broken: dict[bytes, RejectError] = {}
+
+    def __call__(self, key: bytes, *args: Any, **fields: Any) -> Any:
+        try:
+            return self._values[key]
+        except KeyError:
+            pass
+        if (broken := self._broken.get(key)) is not None:
+            raise RejectError(broken.rule, broken.detail)
+        try:
+            value = self._values[key] = self._function(*args, **fields)
+        except RejectError as error:
+            self._broken[key] = RejectError(error.rule, error.detail)
+            raise
+        return value
+
+
+@contextlib.contextmanager
+def collected_afterwards() -> Iterator[None]:
+    """Looks for unreachable objects once at the end: a world makes millions that all live as long as it does."""
+    was_enabled = gc.isenabled()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.collect()
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()

@@ -81,7 +81,7 @@ def checker_of(tale: Story) -> Checker:
 
 
 def test_sets_that_change_by_two_let_honest_certifiers_finalise_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain, "check_certifier_change", lambda parent, members: None)
+    monkeypatch.setattr(chain, "check_certifier_change", lambda parent, members, at_once: None)
     tale = story_of_four()
     cast = two_views(tale, change_two(tale), added="eve fay")
     (_, _), (_, fifth), (_, _), (_, other_next) = cast

@@ -98,7 +98,7 @@ class World:
 
     def delay(self) -> int:
         """Milliseconds that something takes."""
-        return self.random.randint(5, self.network.max_delay_ms)
+        return 5 + int(self.random.random() * (self.network.max_delay_ms - 4))
 
     def run(self, slots: float) -> None:
         """Let time pass."""
@@ -176,13 +176,9 @@ class World:
         network = self.network
         if network.loss and self.random.random() < network.loss:
             return
-        self.at(self.delay(), lambda: self._arrive(sender, receiver, envelope))
+        receiver.expect(self.delay(), sender, envelope)
         if network.duplicates and self.random.random() < network.duplicates:
-            self.at(self.delay() + self.delay(), lambda: self._arrive(sender, receiver, envelope))
-
-    def _arrive(self, sender: SimulatedNode, receiver: SimulatedNode, envelope: Envelope) -> None:
-        if self.reaches(sender, receiver):
-            receiver.deliver(envelope)
+            receiver.expect(self.delay() + self.delay(), sender, envelope)
 
     def broadcast(self, sender: SimulatedNode, envelope: Envelope) -> None:
         """Push an object to everybody who can be reached."""
@@ -204,8 +200,9 @@ class World:
     def has_provider(self, asker: SimulatedNode, blob: bytes, author: bytes) -> bool:
         """Whether its author or some other neighbour serves this delta to the asker now."""
         first = self._by_key.get(author)
-        return any(
-            node.serves_blob(blob, asker) and self.can_ask(asker, node)
-            for node in itertools.chain([first] if first is not None else [], self.nodes)
-            if node is not asker
-        )
+        if first is not None and first is not asker and self._gives(first, asker, blob):
+            return True
+        return any(self._gives(node, asker, blob) for node in self.nodes if node is not asker)
+
+    def _gives(self, node: SimulatedNode, asker: SimulatedNode, blob: bytes) -> bool:
+        return node.serves_blob(blob, asker) and self.can_ask(asker, node)
