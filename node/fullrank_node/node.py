@@ -176,7 +176,7 @@ class Node:
             group.create_task(keeper.run())
             group.create_task(self._start_training(base.base_dir))
             group.create_task(self._measure_rounds(base))
-            self._publish_admission()
+            group.create_task(self._publish_first_admission())
 
     def _make_runner(self, base: PreparedBase) -> Runner:
         """The round machine with everything the store remembers."""
@@ -240,6 +240,13 @@ class Node:
             return
         if self.pause_reason is None:
             self.runner.feed(io.TrainingAllowed(allowed=True))
+
+    async def _publish_first_admission(self) -> None:
+        """Offer our admission as soon as a neighbour has told what there is: it is carried while we still replay."""
+        self._publish_admission()
+        assert self.runner is not None
+        await self.runner.exchange.synced.wait()
+        self._publish_admission()
 
     def _publish_admission(self) -> None:
         """Offer our admission until a checkpoint has carried it."""

@@ -197,14 +197,14 @@ def train(state: RoundState, now_ms: int) -> Iterator[Action]:
     if not state.trains or state.training is not None or head.id in state.trained_on:
         return
     total = state.genesis.training.total_rounds
-    if (total and head.round >= total) or now_ms < state.train_not_before_ms or not _may_contribute(state, head):
+    if (total and head.round >= total) or now_ms < state.train_not_before_ms:
         return
     if _has_contributed(state, head) or _is_behind(state, now_ms) or _expects_new_head(state, head, now_ms):
         return
     window = state.genesis.timing.slot_window_ms
     slot = max(state.genesis.slot_at(now_ms), head.slot + 1)
     deadline = state.genesis.slot_end_ms(slot) - window // DEADLINE_SHARE
-    if deadline - now_ms < window // MIN_TRAINING_SHARE:
+    if deadline - now_ms < window // MIN_TRAINING_SHARE or not _may_contribute(state, head, slot=slot):
         return
     state.training = head.here
     yield Train(base=head.here, base_round=head.round, deadline_ms=deadline)
@@ -248,10 +248,21 @@ def _is_behind(state: RoundState, now_ms: int) -> bool:
     )
 
 
-def _may_contribute(state: RoundState, head: ChainState) -> bool:
-    if head.members.may(state.key, ROLE_CONTRIBUTE):
+def _may_contribute(state: RoundState, head: ChainState, *, slot: int) -> bool:
+    """Whether a delta of ours counts, or will once an admission of ours that is on its way is carried."""
+    members = head.members
+    if members.may(state.key, ROLE_CONTRIBUTE):
         return True
-    return state.genesis.membership.policy == Policy.OPEN and not head.members.is_banned(state.key)
+    if state.genesis.membership.policy == Policy.OPEN and not members.is_banned(state.key):
+        return True
+    grants = [record for record in state.records.values() if record.type == wire.GRANT]
+    own = [r for r in state.records.values() if r.type == wire.ADMISSION and r.public_key == state.key]
+    for record in [*grants, *own] if own else []:
+        try:
+            members = members.apply(record, slot=slot, genesis=state.genesis)
+        except RejectError:
+            continue
+    return members.may(state.key, ROLE_CONTRIBUTE)
 
 
 def remind(state: RoundState, now_ms: int) -> Iterator[Action]:

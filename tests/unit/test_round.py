@@ -820,6 +820,40 @@ def test_who_may_not_contribute_does_not_train() -> None:
     assert some(Train, trainer(story("ada", policy=wire.OPEN), "zoe").at(2))
 
 
+def test_a_newcomer_trains_while_its_admission_is_on_the_way_and_offers_the_delta_once_it_is_carried() -> None:
+    tale = story("ada")
+    machine = trainer(tale, "bob")
+    grant = tale.grant()
+    admission = tale.admission("bob", grant)
+    assert not some(Train, machine.at(2))
+    train = only(Train, machine.receive(grant, admission))
+    assert train.base == tale.genesis.here
+    mine = tale.contribution("bob")
+    assert not some(
+        Keep, machine.receive(mine) + machine.feed(TrainingEnded(base=train.base.checkpoint, produced=True))
+    )
+    machine.at(3)
+    joined = tale.grow(tale.genesis, slot=2, records=[grant, admission])
+    assert [each.envelope.id for each in some(Keep, machine.receive(joined))] == [joined.id, mine.id]
+    ada = Machine(tale, "ada")
+    ada.at(3)
+    ada.receive(mine, joined)
+    assert [each.contribution.id for each in ada.proposed(ada.at(4)).accepted] == [mine.id]
+
+
+@pytest.mark.parametrize(("count", "trains"), [(1, False), (2, True)])
+def test_a_newcomer_whose_invite_was_used_up_meanwhile_does_not_train(count: int, trains: bool) -> None:
+    tale = story("ada")
+    machine = trainer(tale, "bob")
+    machine.state.trains = False
+    grant = tale.grant(count=count)
+    machine.receive(grant, tale.admission("bob", grant))
+    machine.at(3)
+    machine.receive(tale.grow(tale.genesis, slot=2, records=[grant, tale.admission("cyd", grant)]))
+    machine.state.trains = True
+    assert bool(some(Train, machine.at(3, 10))) is trains
+
+
 def test_the_banned_do_not_train_in_an_open_swarm_either() -> None:
     tale = story(*FOUR, policy=wire.OPEN)
     machine = trainer(tale, "dan")
