@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Writes the vectors of signed objects.
 
-They are protocol/vectors/{keys,envelopes,genesis,blobs,membership,links,refused,snapshot}.json.
+They are protocol/vectors/{keys,envelopes,genesis,blobs,membership,links,refused,snapshot,malformed,lying}.json.
 
 Every secret is the SHA-256 of a name, so the files never change unless the protocol does. Bytes are hexadecimal.
-For what is refused, each case is one good envelope with one fault, and the rule that names it.
+For what is refused, each case is one good envelope with one fault, and the rule that names it. The last two files
+hold what hostile peers send; tests/hostile makes them.
 """
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,12 @@ from fullrank_protocol.snapshot import encode_module, make_snapshot
 from fullrank_protocol.vote import make_choice, make_evidence, make_refusal, make_vote, open_evidence, open_vote
 from fullrank_protocol.wire import objects_pb2 as wire
 
-VECTORS = Path(__file__).resolve().parent.parent / "protocol" / "vectors"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from hostile.vectors import lying_vector, malformed_vector  # noqa: E402
+
+VECTORS = ROOT / "protocol" / "vectors"
 CREATED_AT_MS = 1_700_000_000_000
 INVITE_END_MS = CREATED_AT_MS + 7 * 86_400_000
 
@@ -524,13 +531,20 @@ FILES: dict[str, Callable[[], dict[str, Any]]] = {
     "links.json": links_vector,
     "refused.json": refused_vector,
     "snapshot.json": snapshot_vector,
+    "malformed.json": malformed_vector,
+    "lying.json": lying_vector,
 }
+
+
+def text_of(content: dict[str, Any]) -> str:
+    """A file as it is written."""
+    return json.dumps(content, indent=1) + "\n"
 
 
 def main() -> None:
     """Writes all files."""
     for name, make in FILES.items():
-        (VECTORS / name).write_text(json.dumps(make(), indent=1) + "\n", encoding="utf-8")
+        (VECTORS / name).write_text(text_of(make()), encoding="utf-8")
         print(f"wrote protocol/vectors/{name}")
 
 

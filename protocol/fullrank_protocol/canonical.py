@@ -64,11 +64,9 @@ def parse_canonical(message_class: type[MessageT], data: bytes, *, what: str) ->
         message.DiscardUnknownFields()
         again = canonical_bytes(message)
     except (DecodeError, RecursionError, ValueError) as error:  # UnicodeDecodeError is a ValueError.
-        raise RejectError(Rule.SCHEMA, f"{what} does not parse: {error}") from error
+        raise RejectError(Rule.SCHEMA, f"{what} does not parse") from error  # The library's words are no reason.
     if again != data:
-        raise RejectError(
-            Rule.SCHEMA, f"{what} is not in canonical form: {len(data)} bytes found, {len(again)} required"
-        )
+        raise RejectError(Rule.SCHEMA, f"{what} of {len(data)} bytes is not in canonical form")
     return message
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from ed25519 import holds_times_cofactor, with_torsion
 from swarms import key_of, seed_of
 
 from fullrank_protocol.errors import RejectError, Rule
@@ -85,6 +86,16 @@ def test_a_scalar_above_the_group_order_is_refused() -> None:
     assert scalar < GROUP_ORDER
     same_point = signature[:32] + (scalar + GROUP_ORDER).to_bytes(32, "little")
     assert not verify(key.public_key, b"yes", same_point)
+
+
+def test_a_signature_that_holds_only_times_the_cofactor_is_refused() -> None:
+    """Batch verification with a cofactor would take it, and nodes would disagree."""
+    ada = key_of("ada")
+    signature = with_torsion(ada.seed, b"one message")
+    assert holds_times_cofactor(ada.public_key, b"one message", signature)
+    assert holds_times_cofactor(ada.public_key, b"one message", ada.sign(b"one message"))
+    assert not holds_times_cofactor(ada.public_key, b"another message", signature)
+    assert not verify(ada.public_key, b"one message", signature)
 
 
 def test_the_eight_small_order_points_are_exactly_those_that_are_refused() -> None:
