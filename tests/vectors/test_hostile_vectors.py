@@ -42,7 +42,7 @@ REFUSED_BY_CHAIN = [
     for context in LYING["contexts"]
     for lie in context["lies"]
     if lie["outcome"] == "refused"
-    and lie["object"] not in ("refusal", "snapshot")  # No part of any decision: only the round machine looks.
+    and lie["object"] not in ("refusal", "snapshot", "choice")  # The chain does not look at them.
     and not lie["what"].endswith("while the first waits")  # What waits is no chain's affair.
 ]
 
