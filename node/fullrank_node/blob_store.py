@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -31,6 +32,21 @@ from fullrank_protocol.limits import CHUNK_BYTES
 _HASH_BYTES = 32
 _CHUNKS_SUFFIX = ".chunks"
 _PARTIAL_SUFFIX = ".partial"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What a blob takes on this disk.
+
+    Attributes:
+        is_whole: It is here, and no download of it under way or broken off.
+        num_bytes: Of all its files.
+        changed_at_s: When the last of them was written, Unix time in seconds.
+    """
+
+    is_whole: bool
+    num_bytes: int
+    changed_at_s: float
 
 
 class BlobStore:
@@ -61,20 +77,22 @@ class BlobStore:
         names = (path.name for path in self.directory.iterdir())
         return sorted(bytes.fromhex(name) for name in names if len(name) == 2 * _HASH_BYTES)
 
-    def sizes(self) -> dict[bytes, int]:
-        """Bytes of every whole blob, by id."""
-        found = {}
-        for blob_id in self.ids():
+    def survey(self) -> dict[bytes, "Held"]:
+        """What is here of every blob, whole or under way, by id."""
+        found: dict[bytes, Held] = {}
+        for path in self.directory.iterdir():
+            digits = path.name.split(".", 1)[0]
+            if len(digits) != 2 * _HASH_BYTES:
+                continue
             with contextlib.suppress(FileNotFoundError):
-                found[blob_id] = self.path(blob_id).stat().st_size
+                status, blob_id = path.stat(), bytes.fromhex(digits)
+                before = found.get(blob_id, Held(is_whole=False, num_bytes=0, changed_at_s=0.0))
+                found[blob_id] = Held(
+                    is_whole=before.is_whole or path.name == digits,
+                    num_bytes=before.num_bytes + status.st_size,
+                    changed_at_s=max(before.changed_at_s, status.st_mtime),
+                )
         return found
-
-    def age_s(self, blob_id: bytes, *, now_ms: int) -> float:
-        """Seconds since the blob came; 0 when it is not here."""
-        try:
-            return now_ms / 1000 - self.path(blob_id).stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
 
     def partial_bytes(self, blob_id: bytes) -> int:
         """Bytes of a download under way; 0 when there is none."""

@@ -2,19 +2,21 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from fullrank_node.blob_store import Held
 from fullrank_node.config import Config
 from fullrank_node.errors import NodeError
+from fullrank_node.final_chain import FinalChain
 from fullrank_node.node_keys import verdict_key
 from fullrank_node.restoring import stored_snapshots
 from fullrank_node.retention import Holdings, Plan, is_snapshot_due, plan_removal
 from fullrank_node.runner import Runner
-from fullrank_protocol.chain import Mark
-from fullrank_protocol.checkpoint import Checkpoint
-from fullrank_protocol.fork_choice import Node
+from fullrank_protocol.contribution import Contribution, open_contribution
+from fullrank_protocol.round_state import ANY_HEAD
 from fullrank_protocol.snapshot import Snapshot, num_elements
 from fullrank_protocol.verifying import contributions
+from fullrank_protocol.wire import objects_pb2 as wire
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ LOOK_S = 60.0
 """Time between two looks at the disk when nothing becomes final."""
 
 FRESH_S = 600.0
-"""A blob that nothing names yet may be a delta that is about to be announced."""
+"""A blob that nothing names yet may be a delta that is about to be announced, or a download that goes on."""
 
 SNAPSHOT_SHARE = 0.75
 """Size of a snapshot over that of the weights, before there is one to measure (0.60 to 0.75 measured)."""
@@ -44,14 +46,13 @@ class Keeper:
         self._state = runner.state
         self._store = runner.store
         self._genesis = runner.genesis
-        self._archive = config.archive
         self._num_kept = KEPT_BY_ARCHIVES if config.archive else 1
         self._makes = config.archive or config.snapshots
         self._wake = asyncio.Event()
         self._decided: dict[bytes, tuple[int, int]] = {}
-        self._decided_upto: Mark = self._state.tree.root.here
+        self._chain = FinalChain(self._state.tree)
         self._own: list[Snapshot] = []
-        self._covering: Snapshot | None = None
+        self._served: list[Snapshot] = []
         self._read_hints()
         runner.on_final.append(self._wake.set)
         self.limit_bytes = disk_limit_bytes(config)
@@ -82,10 +83,10 @@ class Keeper:
             self._read_hints()
         if self._makes and is_snapshot_due(delta_bytes=self._uncovered_bytes(), snapshot_bytes=self._snapshot_bytes()):
             await self._make()
-        holdings = await asyncio.to_thread(self._holdings)
+        holdings = self._holdings(await asyncio.to_thread(self._store.blobs.survey))
         plan = plan_removal(holdings, limit_bytes=self.limit_bytes)
         if plan.makes_snapshot and await self._make():
-            holdings = await asyncio.to_thread(self._holdings)
+            holdings = self._holdings(await asyncio.to_thread(self._store.blobs.survey))
             plan = plan_removal(holdings, limit_bytes=self.limit_bytes)
         await asyncio.to_thread(self._remove, plan, holdings)
         self._tell(plan, holdings)
@@ -96,10 +97,11 @@ class Keeper:
         made = await self._runner.snapshots.make()
         if made is None:
             return False
-        self._covering = made
         self._own.append(made)
+        self._served.append(made)
         while len(self._own) > self._num_kept:
             old = self._own.pop(0)
+            self._served = [each for each in self._served if each.blob != old.blob or each in self._own]
             if all(old.blob != kept.blob for kept in self._own):
                 await asyncio.to_thread(self._store.blobs.delete, old.blob.id)
         return True
@@ -112,58 +114,74 @@ class Keeper:
                 continue
             if snapshot.author == self._runner.key.public_key and snapshot not in self._own:
                 self._own = [*self._own, snapshot][-self._num_kept :]
-            if self._covering is None or snapshot.slot > self._covering.slot:
-                self._covering = snapshot
+            if snapshot not in self._served:
+                self._served.append(snapshot)
+
+    def _covering(self) -> Snapshot | None:
+        """The newest snapshot that is served here and replaces the deltas of the final chain below it."""
+        tree = self._state.tree
+        here = [each for each in self._served if self._store.blobs.has(each.blob.id)]
+        marked = [(each, tree.lookup(each.checkpoint)) for each in here]
+        on_chain = [each for each, at in marked if at is not None and tree.is_final(at)]
+        return max(on_chain, key=lambda snapshot: snapshot.slot, default=None)
 
     def _snapshot_bytes(self) -> int:
-        if self._covering is not None:
-            return self._covering.blob.num_bytes
+        covering = self._covering()
+        if covering is not None:
+            return covering.blob.num_bytes
         return int(4 * SNAPSHOT_SHARE * sum(num_elements(module) for module in self._genesis.modules))
 
     # ---- what is here, and what it is for ------------------------------------------------------------
 
     def _follow_final(self) -> None:
-        """Note what newly final checkpoints have decided on; the chain below never changes."""
-        tree = self._state.tree
-        final = tree.final
-        for node in tree.chain(final.checkpoint, above_slot=self._decided_upto.slot):
-            for blob, num_bytes in _blobs_of(node):
-                self._decided[blob] = node.state.slot, num_bytes
-        self._decided_upto = final
+        """Note what newly final checkpoints have decided on."""
+        if self._chain.has_moved_away():
+            self._decided.clear()
+        for slot, contribution in self._chain.news():
+            self._decided[contribution.blob.id] = slot, contribution.blob.num_bytes
 
     def _uncovered_bytes(self) -> int:
         covered = self._covered_slot()
         return sum(num_bytes for slot, num_bytes in self._decided.values() if slot > covered)
 
     def _covered_slot(self) -> int:
-        return self._covering.slot if self._covering is not None else 0
+        covering = self._covering()
+        return covering.slot if covering is not None else 0
 
-    def _holdings(self) -> Holdings:
-        blobs = self._store.blobs
-        sizes = blobs.sizes()
-        strays = [blob for blob in sizes if blob not in self._decided]
-        fresh = {blob for blob in strays if blobs.age_s(blob, now_ms=self._runner.clock.now_ms()) < FRESH_S}
+    def _holdings(self, found: Mapping[bytes, Held]) -> Holdings:
+        """What was found on the disk, and what it is for at this very moment: more may have become final meanwhile."""
+        self._follow_final()
+        since_s = self._runner.clock.now_ms() / 1000 - FRESH_S
+        loose = (blob for blob, held in found.items() if not (held.is_whole and blob in self._decided))
+        fresh = {blob for blob in loose if found[blob].changed_at_s > since_s}
         return Holdings(
-            sizes=sizes,
+            sizes={blob: held.num_bytes for blob, held in found.items()},
             needed=fresh.union(self._needed()),
             decided={blob: slot for blob, (slot, _) in self._decided.items()},
-            other_bytes=blobs.total_bytes() - sum(sizes.values()),
             covered_slot=self._covered_slot(),
             snapshot_bytes=self._snapshot_bytes(),
         )
 
     def _needed(self) -> Iterable[bytes]:
         """What is above the final checkpoint or may still be accepted, snapshots served here, and the base."""
-        tree, base = self._state.tree, self._genesis.base
+        state, tree, base = self._state, self._state.tree, self._genesis.base
         yield from (entry.blob.id for entry in (*base.files, *base.weight_files))
         yield from (snapshot.blob.id for snapshot in self._own)
-        yield from (each.blob.id for each in (self._covering, self._state.arrival.sought) if each is not None)
-        yield from (candidate.contribution.blob.id for candidate in list(self._state.candidates.values()))
+        yield from (each.blob.id for each in (self._covering(), state.arrival.sought) if each is not None)
+        yield from (candidate.contribution.blob.id for candidate in list(state.candidates.values()))
+        yield from (contribution.blob.id for contribution in self._own_waiting())
         stack = list(tree.nodes[tree.final.checkpoint].children)
         while stack:
             node = tree.nodes[stack.pop()]
-            yield from (blob for blob, _ in _blobs_of(node))
+            if node.checkpoint is not None:
+                yield from (contribution.blob.id for contribution in contributions(node.checkpoint))
             stack.extend(node.children)
+
+    def _own_waiting(self) -> Iterable[Contribution]:
+        """Own contributions that nobody knows of yet: their author is about to be admitted."""
+        for envelope in list(self._state.parked.get(ANY_HEAD, [])):
+            if envelope.type == wire.CONTRIBUTION and envelope.public_key == self._runner.key.public_key:
+                yield open_contribution(envelope, self._genesis)
 
     def _remove(self, plan: Plan, holdings: Holdings) -> None:
         for blob in plan.remove:
@@ -189,9 +207,3 @@ def disk_limit_bytes(config: Config) -> int | None:
     if gigabytes is None:
         return None if config.archive else int(DEFAULT_DISK_GB * GIGABYTE)
     return int(gigabytes * GIGABYTE)
-
-
-def _blobs_of(node: Node) -> Iterable[tuple[bytes, int]]:
-    checkpoint: Checkpoint | None = node.checkpoint
-    if checkpoint is not None:
-        yield from ((each.blob.id, each.blob.num_bytes) for each in contributions(checkpoint))

@@ -17,6 +17,7 @@ from fullrank_node.child import ChildProcess
 from fullrank_node.clock import Clock
 from fullrank_node.config import Config
 from fullrank_node.errors import ExitCode, NodeError, node_error_in
+from fullrank_node.filling import Filling
 from fullrank_node.home import SOCKET_NAME, Home, RunInfo
 from fullrank_node.identity_file import libp2p_path, load_identity
 from fullrank_node.keeping import Keeper
@@ -93,7 +94,7 @@ class Node:
                 announce=network.announce,
                 no_listen=network.no_listen,
                 bootstrap=network.peers,
-                archive=config.archive,
+                is_archive=lambda: self.runner is not None and self.runner.exchange.is_archive,
                 software=SOFTWARE,
                 slot_window_ms=self.genesis.timing.slot_window_ms,
             ),
@@ -168,12 +169,13 @@ class Node:
         self.inbound.open(runner)
         runner.on_adopt.append(self._publish_admission)
         runner.on_trained.append(self._measure.set)
-        runner.exchange.is_archive = self.config.archive
         keeper = Keeper(runner=runner, config=self.config)
         self.phase = "running"
         async with asyncio.TaskGroup() as group:
             group.create_task(runner.run())
             group.create_task(keeper.run())
+            if self.config.archive:
+                group.create_task(Filling(runner=runner, limit_bytes=keeper.limit_bytes).run())
             group.create_task(self._start_training(base.base_dir))
             group.create_task(self._measure_rounds(base))
             group.create_task(self._publish_first_admission())

@@ -17,10 +17,9 @@ class Holdings:
     """The blobs of a node, and what they are for.
 
     Attributes:
-        sizes: Bytes of every whole blob here.
+        sizes: Bytes of what is here of every blob, also of downloads that were broken off.
         needed: Blobs that are never removed.
         decided: Blobs of contributions that the final chain decided on, with the slot in which it did.
-        other_bytes: Bytes beside whole blobs: downloads under way.
         covered_slot: Slot of the newest snapshot that is served here; 0 without one.
         snapshot_bytes: What a snapshot takes, by the last one or by the size of the weights.
     """
@@ -28,14 +27,13 @@ class Holdings:
     sizes: Mapping[bytes, int]
     needed: Set[bytes]
     decided: Mapping[bytes, int]
-    other_bytes: int = 0
     covered_slot: int = 0
     snapshot_bytes: int = 0
 
     @property
     def used_bytes(self) -> int:
         """Bytes taken by all blobs."""
-        return sum(self.sizes.values()) + self.other_bytes
+        return sum(self.sizes.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

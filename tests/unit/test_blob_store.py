@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fullrank_node.blob_store import BlobStore
+from fullrank_node.blob_store import BlobStore, Held
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_protocol.blob import BlobRef, blob_ref, chunk_hashes
 from fullrank_protocol.errors import RejectError, Rule
@@ -32,6 +32,19 @@ def test_what_is_put_is_named_by_its_content_and_read_back(blobs: BlobStore) -> 
     assert [blobs.read_chunk(ref.id, index) for index in range(3)] == CHUNKS
     assert blobs.ids() == [ref.id]
     assert blobs.total_bytes() == len(DATA) + 3 * 32
+
+
+def test_a_survey_tells_whole_blobs_from_downloads_and_when_they_changed(blobs: BlobStore) -> None:
+    whole, broken_off = blobs.put_bytes(DATA), blob_ref(DATA[:-1])
+    with blobs.writer(broken_off, chunk_hashes(DATA[:-1])) as writer:
+        writer.write_chunk(0, CHUNKS[0])
+    for file in blobs.directory.iterdir():
+        is_whole = file.name.startswith(whole.id.hex())
+        os.utime(file, (1000, 1000) if is_whole else (2000, 2000))
+    assert blobs.survey() == {
+        whole.id: Held(is_whole=True, num_bytes=len(DATA) + 3 * 32, changed_at_s=1000),
+        broken_off.id: Held(is_whole=False, num_bytes=len(CHUNKS[0]) + 3 * 32, changed_at_s=2000),
+    }
 
 
 def test_putting_twice_is_putting_once(blobs: BlobStore) -> None:

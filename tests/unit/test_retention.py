@@ -13,14 +13,13 @@ SIZES = dict.fromkeys([*DELTAS, b"pending", b"snapshot", b"base", b"stray"], 10)
 NEEDED = frozenset({b"pending", b"snapshot", b"base"})
 
 
-def holdings(*, covered_slot: int = 2, snapshot_bytes: int = 10, other_bytes: int = 0) -> Holdings:
+def holdings(*, covered_slot: int = 2, snapshot_bytes: int = 10) -> Holdings:
     return Holdings(
         sizes=SIZES,
         needed=NEEDED,
         decided=DELTAS,
         covered_slot=covered_slot,
         snapshot_bytes=snapshot_bytes,
-        other_bytes=other_bytes,
     )
 
 
@@ -49,8 +48,6 @@ def holdings(*, covered_slot: int = 2, snapshot_bytes: int = 10, other_bytes: in
             5,
             Plan(remove=(b"stray", b"slot 1", b"slot 2", b"slot 3", b"slot 4"), over_bytes=25),
         ),
-        # Downloads under way take room too.
-        (holdings(other_bytes=1), 80, Plan(remove=(b"stray",))),
     ],
 )
 def test_only_what_nobody_needs_from_this_node_goes(held: Holdings, limit_bytes: int | None, plan: Plan) -> None:

@@ -98,7 +98,7 @@ class Discovery:
             swarm=self._swarm,
             addresses=addresses,
             issued_at_ms=now_ms,
-            archive=self._settings.archive,
+            archive=self._settings.is_archive(),
             software=self._settings.software,
         )
         await self._publish("peer", 0, envelope)

@@ -1,5 +1,6 @@
 """What an operator may choose about the network."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ class NetworkSettings:
         no_listen: Nobody can dial this node (behind NAT): it serves over the connections that it dialled.
         bootstrap: Addresses to connect to, from the link and the configuration.
         max_peers: Connections that this node seeks; others may open more.
-        archive: Keeps all blobs, and says so.
+        is_archive: Whether this node has all blobs, as the peer record says.
         software: What the peer record says this node runs.
         runtime_dir: Directory for p2pd's sockets' own directory; must be short (socket paths end at 107 characters).
         slot_window_ms: Length of a slot, where the genesis is known: bounds the life of records.
@@ -33,7 +34,7 @@ class NetworkSettings:
     no_listen: bool = False
     bootstrap: tuple[str, ...] = ()
     max_peers: int = 32
-    archive: bool = False
+    is_archive: Callable[[], bool] = lambda: False
     software: str = ""
     runtime_dir: Path | None = None
     slot_window_ms: int | None = None
