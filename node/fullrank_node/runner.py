@@ -380,6 +380,7 @@ class Runner:
             except NodeError as error:
                 self.warnings["delta"] = str(error)
                 log.warning("A delta could not be checked here: %s", error)
+                await asyncio.to_thread(self.store.blobs.drop_spoilt, contribution.blob.id)  # Fetched again, then.
                 self.feed(unavailable)
                 return
         self.warnings.pop("delta", None)

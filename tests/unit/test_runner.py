@@ -18,8 +18,10 @@ from fullrank_node.history import SwitchRow
 from fullrank_node.home import Home
 from fullrank_node.runner import LISTEN_MS
 from fullrank_node.store import Store
+from fullrank_protocol.codec import encode
 from fullrank_protocol.delta import SeedContext, expand, to_float
 from fullrank_protocol.envelope import open_envelope
+from fullrank_protocol.round_state import ASK_AGAIN_MS
 from fullrank_protocol.wire import objects_pb2 as wire
 
 
@@ -225,6 +227,24 @@ async def test_an_object_that_the_disk_has_spoilt_comes_from_peers_again(
             assert "is damaged on this disk and comes from peers again" in caplog.text
             await until(lambda: again.head == head)
             assert again.store.get_object(first) == row[0]
+
+
+async def test_a_delta_that_the_disk_has_spoilt_before_it_was_judged_comes_from_peers_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with three(tmp_path) as (swarm, nodes):
+        ada, bob, _ = nodes
+        data = encode(some_delta(swarm.genesis, "ada"), swarm.genesis)
+        ref = bob.blobs.put_bytes(data)
+        bob.blobs.path(ref.id).write_bytes(data[: len(data) // 2])
+        mine = ada.contribute(data)
+        await until(lambda: "is damaged: it does not hash to its name" in caplog.text)
+        await until(lambda: bob.runner.state.candidates[mine.id].status.value == "unavailable")
+        assert not bob.blobs.has(ref.id)
+        swarm.clock.time_ms += ASK_AGAIN_MS
+        await until(lambda: bob.blobs.has(ref.id))
+        assert bob.blobs.read(ref.id) == data
+        await until(lambda: "delta" not in bob.runner.warnings)
 
 
 async def test_a_vote_that_was_recorded_and_not_sent_is_sent_by_the_next_start(
