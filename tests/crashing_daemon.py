@@ -107,7 +107,7 @@ def replace_worker(point: str) -> None:
     from fullrank_node.child import ChildProcess
 
     os.environ[POINT_VARIABLE] = point
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     honest = ChildProcess.__init__
 
     def here(process: ChildProcess, module: str, **options: Any) -> None:

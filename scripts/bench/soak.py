@@ -3,17 +3,18 @@
     python scripts/bench/soak.py --minutes 60 --seed 1
 
 Every fault follows from the seed: a daemon killed and started again, a daemon frozen, p2pd, worker or trainer
-killed. At most two nodes are hit at a time, so that two thirds of the certifiers can always be heard; the first
-two nodes are never hit, so that some processes live as long as the run and their growth means something.
+killed, a delta or a file of weights damaged on the disk. At most two nodes are hit at a time, so that two thirds of
+the certifiers can always be heard. The first two nodes are never hit: their processes live as long as the run, and
+the growth that counts is theirs, after the warm-up, by the median of all pairwise slopes.
 
-Prints a table and writes JSON. The exit code is 0 when nothing is wrong: no evidence of a broken voting rule,
-no daemon that died by itself, one model, rounds final until the end.
+Prints a table and writes JSON, as it goes: an interrupted run leaves its figures. The exit code is 0 when nothing is
+wrong: no evidence of a broken voting rule, no daemon that died by itself, every round that was seen final still final
+in the end, one model, rounds final until the end.
 """
 
 import argparse
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import platform
@@ -33,11 +34,23 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts/bench")]
 
 from live_swarm import DEADLINE_S, LiveNode, LiveSwarm, wait_for_certifiers, wait_until  # noqa: E402
+from soak_report import (  # noqa: E402
+    ROLES,
+    Finality,
+    Life,
+    Sample,
+    finality,
+    growth,
+    short_counts,
+    table,
+    timeline,
+)
 
 from fullrank_node.errors import NodeError  # noqa: E402
+from fullrank_node.files import write_atomically  # noqa: E402
 from fullrank_node.store import Store  # noqa: E402
 from fullrank_protocol.wire import objects_pb2 as wire  # noqa: E402
 
@@ -50,12 +63,18 @@ MAX_HIT = 2
 FAULT_EVERY_S = (20.0, 70.0)
 """From one fault to the next: about 80 an hour."""
 
+KINDS = ("kill", "kill", "freeze", "freeze", "p2pd", "p2pd", "trainer", "worker", "delta", "weights")
+
 SAMPLE_S = 10.0
 
-MIN_LIFE = 0.25
-"""Share of the time after warm-up that a process must have lived for its growth to be counted."""
+WORD_S = 60.0
+"""From one line about the state, and one writing of the JSON, to the next."""
 
-ROLES = ("daemon", "p2pd", "worker", "trainer")
+RECOVERY_S = 240.0
+"""For a node to stand where the others stood when its fault was over: twenty times what it takes."""
+
+MAX_ERRORS = 20
+"""Kinds of errors in the logs that are reported."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,26 +87,13 @@ class Fault:
     for_s: float
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One process at one moment."""
-
-    at_s: float
-    rss: int
-    fds: int
-
-
-Lives = dict[tuple[str, str, int, float], list[Sample]]
-"""Samples of every process: (node, role, pid, creation time)."""
-
-
 def plan_faults(*, seed: int, num_nodes: int, seconds: float) -> list[Fault]:
     """What will go wrong; the same for the same seed. A node is hit again only after it has recovered."""
     draw = random.Random(seed)
     faults: list[Fault] = []
     at_s = 0.0
     while (at_s := at_s + draw.uniform(*FAULT_EVERY_S)) < seconds:
-        kind = draw.choice(["kill", "kill", "freeze", "freeze", "p2pd", "p2pd", "trainer", "worker"])
+        kind = draw.choice(KINDS)
         for_s = draw.uniform(1, 60) if kind in ("kill", "freeze") else 0.0
         busy = [fault.node for fault in faults if fault.at_s + fault.for_s + 30 > at_s]
         free = [node for node in range(NUM_SPARED, num_nodes) if node not in busy]
@@ -100,44 +106,50 @@ def plan_faults(*, seed: int, num_nodes: int, seconds: float) -> list[Fault]:
 class Soak:
     """The run: carries the faults out and looks at everything every few seconds."""
 
-    def __init__(self, nodes: Sequence[LiveNode], *, seconds: float, window_s: float) -> None:
+    def __init__(self, nodes: Sequence[LiveNode], *, seconds: float, seed: int) -> None:
         self.nodes = nodes
         self.seconds = seconds
-        self.window_s = window_s
-        self.lives: Lives = {}
-        self.finals: list[tuple[float, int, int, int]] = []  # (time, slot now, final slot, final round)
+        self.spared = [node.name for node in nodes[:NUM_SPARED]]
+        self.lives: dict[Life, list[Sample]] = {}
+        self.seen: list[Finality] = []
+        self.final_ids: dict[int, str] = {}
         self.disk: list[tuple[float, int]] = []
         self.recovered_s: list[float] = []
-        self.deaths: list[str] = []
+        self.wrong: list[str] = []
         self.done: Counter[str] = Counter()
         self.cpu_s = 0.0
+        self._mine: dict[str, dict[str, Any]] = {}
         self._cpu_seen: dict[tuple[int, float], float] = {}
         self._hit: set[str] = set()
-        self._began = time.monotonic()
+        self._draw = random.Random(seed)
         self._over = threading.Event()
+        self._cpu_before = _machine_cpu()
+        self._began = time.monotonic()
 
     def now_s(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self._began
 
-    def run(self, faults: Sequence[Fault]) -> None:
-        """Let the time pass."""
-        idle_before, all_before = _machine_cpu()
+    def stop(self) -> None:
+        """End the run early, in order."""
+        self._over.set()
+
+    def run(self, faults: Sequence[Fault], *, on_word: Callable[[], None]) -> None:
+        """Let the time pass; `on_word` is called every minute."""
         with ThreadPoolExecutor(MAX_HIT + 2) as pool:
             hurting = pool.submit(self._hurt_all, faults, pool.submit)
             try:
                 next_word_s = 0.0
-                while self.now_s() < self.seconds:
+                while self.now_s() < self.seconds and not self._over.is_set():
                     self._look()
                     if self.now_s() >= next_word_s:
-                        next_word_s += 60
+                        next_word_s += WORD_S
                         print(self._word(), flush=True)
+                        on_word()
                     self._over.wait(SAMPLE_S)
             finally:
                 self._over.set()
                 hurting.result()
-        idle_after, all_after = _machine_cpu()
-        self.idle_share = (idle_after - idle_before) / max(all_after - all_before, 1e-9)
 
     # ---- faults ------------------------------------------------------------------------------------
 
@@ -155,62 +167,79 @@ class Soak:
         try:
             if self._carry_out(fault, node):
                 self.done[fault.kind] += 1
-                self._recover(node)
-        except (psutil.Error, AssertionError, NodeError) as error:
-            self.deaths.append(f"{node.name} after {fault.kind}: {str(error).splitlines()[0]}")
+                self._recover(node, fault)
+        except (psutil.Error, AssertionError, NodeError, OSError) as error:
+            self.wrong.append(f"{node.name} after {fault.kind}: {str(error).splitlines()[0]}")
         finally:
             self._hit.discard(node.name)
 
     def _carry_out(self, fault: Fault, node: LiveNode) -> bool:
-        if fault.kind == "kill":
-            node.kill()
-            self._over.wait(fault.for_s)
-            node.start()
-            return True
-        if fault.kind == "freeze":
-            daemon = node.daemon()
-            daemon.send_signal(signal.SIGSTOP)
-            try:
+        match fault.kind:
+            case "kill":
+                node.kill()
                 self._over.wait(fault.for_s)
-            finally:
-                daemon.send_signal(signal.SIGCONT)
-            return True
+                node.start()
+                return True
+            case "freeze":
+                daemon = node.daemon()
+                daemon.send_signal(signal.SIGSTOP)
+                try:
+                    self._over.wait(fault.for_s)
+                finally:
+                    daemon.send_signal(signal.SIGCONT)
+                return True
+            case "delta":
+                whole = [path for path in node.home.blobs_dir.iterdir() if len(path.name) == 64]
+                return _damage(max(whole, key=lambda path: path.stat().st_mtime), self._draw) if whole else False
+            case "weights":
+                with Store(node.home, readonly=True) as store:
+                    manifest = store.manifest(store.head() or b"") or {}
+                paths = [node.home.masters_dir / f"{sha256}.f32" for sha256 in sorted(manifest.values())]
+                return _damage(self._draw.choice(paths), self._draw) if paths else False
         victim = next((process for role, process in _family(node) if role == fault.kind), None)
         if victim is not None:
             victim.send_signal(signal.SIGKILL)
         return victim is not None
 
-    def _recover(self, node: LiveNode) -> None:
+    def _recover(self, node: LiveNode, fault: Fault) -> None:
         """Measure how long a node needs until it stands where the others stood when the fault was over."""
         began = time.monotonic()
         goal = self.nodes[0].final_slot()
-        while node.final_slot() < goal and not self._over.wait(0.5):
-            pass
-        if not self._over.is_set():
-            self.recovered_s.append(time.monotonic() - began)
+        while node.final_slot() < goal:
+            if self._over.wait(0.5):
+                return
+            if time.monotonic() > began + RECOVERY_S:
+                self.wrong.append(f"{node.name} did not recover from {fault.kind} within {RECOVERY_S:.0f} s")
+                return
+        self.recovered_s.append(time.monotonic() - began)
 
     # ---- looking -----------------------------------------------------------------------------------
 
     def _look(self) -> None:
         at_s = self.now_s()
+        is_first = not self.lives
         for node in self.nodes:
             if node.name not in self._hit:
                 self._restart_if_dead(node)
             for role, process in _family(node):
                 with contextlib.suppress(psutil.Error), process.oneshot():
-                    life = (node.name, role, process.pid, process.create_time())
+                    life = Life(node=node.name, role=role, pid=process.pid, created=process.create_time())
                     sample = Sample(at_s=at_s, rss=process.memory_info().rss, fds=process.num_fds())
                     self.lives.setdefault(life, []).append(sample)
-                    self._count_cpu(process)
+                    self._count_cpu(process, is_first=is_first)
         status = self.nodes[0].status()
         if status["running"] and status["final"]:
-            self.finals.append((at_s, status["slot"], status["final"]["slot"], status["final"]["round"]))
+            final = status["final"]
+            self.seen.append(
+                Finality(at_s=at_s, slot=status["slot"], final_slot=final["slot"], final_round=final["round"])
+            )
+            self.final_ids[final["slot"]] = final["id"]
             self.disk.append((at_s, status["disk_used_bytes"]))
 
-    def _count_cpu(self, process: psutil.Process) -> None:
+    def _count_cpu(self, process: psutil.Process, *, is_first: bool) -> None:
         times = process.cpu_times()
         used, key = times.user + times.system, (process.pid, process.create_time())
-        self.cpu_s += used - self._cpu_seen.get(key, 0.0 if self._cpu_seen else used)
+        self.cpu_s += used - self._cpu_seen.get(key, used if is_first else 0.0)
         self._cpu_seen[key] = used
 
     def _restart_if_dead(self, node: LiveNode) -> None:
@@ -219,84 +248,93 @@ class Soak:
             return
         if node.name in self._hit:  # Hit between the two looks.
             return
-        self.deaths.append(f"{node.name} ended by itself: {_last_line(node)}")
+        self.wrong.append(f"{node.name} ended by itself: {_last_line(node)}")
         node.start()
 
     def _word(self) -> str:
-        slot, final, number = self.finals[-1][1:] if self.finals else (0, 0, 0)
+        newest = self.seen[-1] if self.seen else Finality(at_s=0, slot=0, final_slot=0, final_round=0)
         away = ", ".join(sorted(self._hit)) or "none"
-        return f"{self.now_s() / 60:5.1f} min  slot {slot}  final round {number} (slot {final})  hit now: {away}"
+        return (
+            f"{self.now_s() / 60:5.1f} min  slot {newest.slot}  final round {newest.final_round} "
+            f"(slot {newest.final_slot})  hit now: {away}"
+        )
 
     # ---- figures -----------------------------------------------------------------------------------
 
-    def growth(self, *, warm_up_s: float) -> dict[str, dict[str, float | None]]:
-        """By role: size and growth of the processes that lived long after the warm-up, worst and median."""
-        long_s = MIN_LIFE * (self.seconds - warm_up_s)
-        result: dict[str, dict[str, float | None]] = {}
-        for role in ROLES:
-            kept = {
-                life: warm
-                for life, samples in self.lives.items()
-                if life[1] == role
-                and len(warm := [sample for sample in samples if sample.at_s >= warm_up_s]) > 2
-                and warm[-1].at_s - warm[0].at_s >= long_s
-            }
-            if not kept:
-                continue
-            rss = [_per_hour([(sample.at_s, sample.rss) for sample in warm]) for warm in kept.values()]
-            fds = [_per_hour([(sample.at_s, sample.fds) for sample in warm]) for warm in kept.values()]
-            sizes = [warm[-1].rss / 1e6 for warm in kept.values()]
-            spared = [
-                _per_hour([(sample.at_s, sample.rss) for sample in warm])
-                for life, warm in kept.items()
-                if life[0] in {node.name for node in self.nodes[:NUM_SPARED]}
-            ]
-            result[role] = {
-                "processes": len(kept),
-                "lives": sum(life[1] == role for life in self.lives),
-                "rss_mb_median": statistics.median(sizes),
-                "rss_mb_max": max(sizes),
-                "rss_growth_percent_per_hour_median": statistics.median(rss),
-                "rss_growth_percent_per_hour_max": max(rss),
-                "rss_growth_percent_per_hour_spared": max(spared, default=None),
-                "fds_max": max(sample.fds for warm in kept.values() for sample in warm),
-                "fds_growth_percent_per_hour_max": max(fds),
-            }
-        return result
-
     def figures(self, *, warm_up_s: float) -> dict[str, Any]:
-        """Everything that the report tells."""
-        lags = [slot - final for _, slot, final, _ in self.finals]
-        moments = [self.finals[0][0], *(later[0] for a, later in itertools.pairwise(self.finals) if later[2] > a[2])]
-        gaps = [later - earlier for earlier, later in itertools.pairwise([*moments, self.finals[-1][0]])]
-        verdicts: Counter[str] = Counter()
-        reasons: Counter[str] = Counter()
-        for node in self.nodes:
-            for line in node.history()["contributions"]:
-                verdicts[line["verdict"]] += 1
-                if line["verdict"] == "refused":
-                    reasons[f"{line['rule']}: {line['detail']}"] += 1
-        hours = (self.disk[-1][0] - self.disk[0][0]) / 3600
+        """Everything that the report tells, as far as the run has come."""
+        verdicts, reasons = self._verdicts()
+        idle, total = (after - before for after, before in zip(_machine_cpu(), self._cpu_before, strict=True))
+        disk = self.disk or [(0.0, 0)]
+        hours = (disk[-1][0] - disk[0][0]) / 3600
         return {
-            "rounds_final": self.finals[-1][3] - self.finals[0][3],
-            "slots": self.finals[-1][1] - self.finals[0][1],
-            "slots_behind_final_median": statistics.median(lags),
-            "slots_behind_final_max": max(lags),
-            "seconds_without_new_final_max": max(gaps),
+            "minutes": self.now_s() / 60,
+            **finality(self.seen),
             "contributions": dict(verdicts),
-            "refusals": dict(reasons.most_common(10)),
+            "refusals": short_counts(reasons, most=10),
             "faults": dict(self.done),
             "recovery_s_median": statistics.median(self.recovered_s) if self.recovered_s else None,
             "recovery_s_max": max(self.recovered_s, default=None),
-            "deaths": self.deaths,
             "evidence": sum(_count_evidence(node) for node in self.nodes),
             "errors_logged": _errors(self.nodes),
-            "cpu_cores_used": self.cpu_s / self.finals[-1][0],
-            "machine_idle_share": self.idle_share,
-            "disk_mb_founder": self.disk[-1][1] / 1e6,
-            "disk_mb_per_hour_founder": (self.disk[-1][1] - self.disk[0][1]) / 1e6 / max(hours, 1e-9),
-            "growth": self.growth(warm_up_s=warm_up_s),
+            "cpu_cores_used": self.cpu_s / max(self.now_s(), 1.0),
+            "machine_idle_share": idle / max(total, 1e-9),
+            "disk_mb_founder": disk[-1][1] / 1e6,
+            "disk_mb_per_hour_founder": (disk[-1][1] - disk[0][1]) / 1e6 / max(hours, 1e-9),
+            "growth": growth(self.lives, spared=self.spared, warm_up_s=warm_up_s, until_s=self.now_s()),
+            "timeline": timeline(self.lives, spared=self.spared),
         }
+
+    def _verdicts(self) -> tuple[Counter[str], Counter[str]]:
+        """What became of all contributions, each told by its author; and why some were refused."""
+        for node in self.nodes:
+            if node.name not in self._hit and (status := node.status())["running"]:
+                self._mine[node.name] = status["mine"]
+        verdicts: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        for mine in self._mine.values():
+            verdicts.update({verdict: mine[verdict] for verdict in ("accepted", "refused", "late", "pending")})
+            if mine["refused"]:
+                reasons[mine["last_refusal"]] += mine["refused"]
+        return verdicts, reasons
+
+    def check_the_end(self, *, window_s: float) -> None:
+        """Wait until all have the same new final round, and compare everything that was ever final.
+
+        Raises:
+            AssertionError: They do not agree in time, or on a checkpoint, or one that was final is gone.
+        """
+        nodes = self.nodes
+        goal = max(max(node.final_rounds(), default=0) for node in nodes) + 2
+        wait_until(
+            f"round {goal} is final everywhere",
+            lambda: all(max(node.final_rounds(), default=0) >= goal for node in nodes),
+            nodes,
+            deadline_s=max(DEADLINE_S, 20 * window_s),
+        )
+        for node in nodes:
+            lines = [line["checkpoint"] for line in node.history()["rounds"] if line["standing"] == "final"]
+            ids = {line["slot"]: line["id"] for line in lines}
+            for slot, final in self.final_ids.items():
+                assert ids.get(slot) == final, f"slot {slot} was final as {final}; {node.name} has {ids.get(slot)}"
+
+
+def _damage(path: Path, draw: random.Random) -> bool:
+    """Cut a file, or flip a bit of it, where it lies."""
+    try:
+        with path.open("r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            if draw.random() < 0.5:
+                file.truncate(size // 2)
+            else:
+                at = draw.randrange(size)
+                file.seek(at)
+                byte = file.read(1)[0]
+                file.seek(at)
+                file.write(bytes([byte ^ 1 << draw.randrange(8)]))
+    except FileNotFoundError:  # Collected in this moment.
+        return False
+    return True
 
 
 def _family(node: LiveNode) -> Iterator[tuple[str, psutil.Process]]:
@@ -318,13 +356,8 @@ def _family(node: LiveNode) -> Iterator[tuple[str, psutil.Process]]:
                     yield role, child
 
 
-def _per_hour(points: Sequence[tuple[float, float]]) -> float:
-    """Growth in percent of the mean per hour, by least squares."""
-    slope = statistics.linear_regression([at for at, _ in points], [value for _, value in points]).slope
-    return 100 * slope * 3600 / max(statistics.mean(value for _, value in points), 1.0)
-
-
 def _machine_cpu() -> tuple[float, float]:
+    """Idle seconds and all seconds of all processors since the machine started."""
     times = psutil.cpu_times()
     return times.idle + getattr(times, "iowait", 0.0), sum(times)
 
@@ -350,53 +383,7 @@ def _errors(nodes: Sequence[LiveNode]) -> dict[str, int]:
                 for line in path.read_text(errors="replace").splitlines():
                     if " ERROR " in line or line.startswith("Traceback"):
                         found[line.partition(" ERROR ")[2].strip()[:100] or line] += 1
-    return dict(found.most_common(20))
-
-
-def agree_at_the_end(nodes: Sequence[LiveNode], *, window_s: float) -> int:
-    """Wait until all have the same new final round, and compare every final round; the newest one.
-
-    Raises:
-        AssertionError: They do not agree in time, or on a digest.
-    """
-    goal = max(max(node.final_rounds(), default=0) for node in nodes) + 2
-    wait_until(
-        f"round {goal} is final everywhere",
-        lambda: all(max(node.final_rounds(), default=0) >= goal for node in nodes),
-        nodes,
-        deadline_s=max(DEADLINE_S, 20 * window_s),
-    )
-    seen = [node.final_rounds() for node in nodes]
-    for number in set.intersection(*map(set, seen)):
-        ids = {rounds[number]["checkpoint"]["id"] for rounds in seen}
-        assert len(ids) == 1, f"round {number} is final as {ids}"
-    return goal
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report for people."""
-    figures = report["figures"]
-    lines = [f"{key:32} {value}" for key, value in (report["machine"] | report["run"]).items()]
-    lines += [f"{key:32} {_short(value)}" for key, value in figures.items() if key != "growth"]
-    lines.append("")
-    lines.append(
-        f"{'role':8} {'long/all':>9} {'RSS MB':>8} {'max':>7} {'%/h med':>8} {'%/h max':>8} {'%/h spared':>11}"
-        f" {'fds':>5} {'%/h max':>8}"
-    )
-    for role, grown in figures["growth"].items():
-        spared = _short(grown["rss_growth_percent_per_hour_spared"])
-        lines.append(
-            f"{role:8} {grown['processes']:>4}/{grown['lives']:<4} {grown['rss_mb_median']:8.0f} "
-            f"{grown['rss_mb_max']:7.0f} {grown['rss_growth_percent_per_hour_median']:8.1f} "
-            f"{grown['rss_growth_percent_per_hour_max']:8.1f} {spared:>11} "
-            f"{grown['fds_max']:5.0f} {grown['fds_growth_percent_per_hour_max']:8.1f}"
-        )
-    lines += ["", *(f"WRONG: {fault}" for fault in report["wrong"])] if report["wrong"] else ["", "nothing is wrong"]
-    return "\n".join(lines)
-
-
-def _short(value: object) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else json.dumps(value)
+    return short_counts(found, most=MAX_ERRORS)
 
 
 def main() -> int:
@@ -410,29 +397,48 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "scripts/bench/results/soak.json")
     parser.add_argument("--homes", type=Path, help="keep the homes and logs here")
     options = parser.parse_args()
-    seconds = 60 * options.minutes
     with contextlib.ExitStack() as stack:
         homes = options.homes or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
         homes.mkdir(parents=True, exist_ok=True)
         live = stack.enter_context(LiveSwarm(homes))
-        print(f"setting up {options.nodes} nodes in {homes}", flush=True)
-        founder = live.found("n0", options=["--window", str(options.window)])
-        link = live.invite(founder, count=2 * options.nodes)
-        nodes = [founder, *(live.join(link, f"n{number}") for number in range(1, options.nodes))]
-        # One certifier is added at a time, each some slots after the other: until then less can be away.
-        print("waiting until all certify", flush=True)
-        _wait_patiently(nodes, window_s=options.window)
-        soak = Soak(nodes, seconds=seconds, window_s=options.window)
-        soak.run(plan_faults(seed=options.seed, num_nodes=options.nodes, seconds=seconds))
-        wrong: list[str] = []
+        soak = Soak(_set_up(live, options), seconds=60 * options.minutes, seed=options.seed)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: soak.stop())
+        plan = plan_faults(seed=options.seed, num_nodes=options.nodes, seconds=soak.seconds)
+        soak.run(plan, on_word=lambda: _write(_report(soak, options), options.out))
         try:
-            agree_at_the_end(nodes, window_s=options.window)
+            soak.check_the_end(window_s=options.window)
         except AssertionError as error:
-            wrong.append(str(error).splitlines()[0])
-        figures = soak.figures(warm_up_s=60 * options.warm_up)
-    wrong += figures["deaths"]
-    wrong += [f"{figures['evidence']} pieces of evidence"] if figures["evidence"] else []
-    report = {
+            soak.wrong.append(str(error).splitlines()[0])
+        report = _report(soak, options)
+    print(table(report))
+    _write(report, options.out)
+    return 1 if report["wrong"] else 0
+
+
+def _set_up(live: LiveSwarm, options: argparse.Namespace) -> list[LiveNode]:
+    print(f"setting up {options.nodes} nodes in {live.directory}", flush=True)
+    founder = live.found("n0", options=["--window", str(options.window)])
+    link = live.invite(founder, count=2 * options.nodes)
+    nodes = [founder, *(live.join(link, f"n{number}") for number in range(1, options.nodes))]
+    # One certifier is added at a time, each some slots after the other: until then less can be away.
+    print("waiting until all certify", flush=True)
+    for count in range(1, len(nodes) + 1):
+        wait_until(
+            f"{count} certifiers",
+            lambda count=count: min(node.status().get("certifiers", 0) for node in nodes) >= count,  # type: ignore[misc]
+            nodes,
+            poll_s=1.0,
+            deadline_s=max(DEADLINE_S, 20 * options.window),
+        )
+    wait_for_certifiers(nodes, len(nodes))
+    return nodes
+
+
+def _report(soak: Soak, options: argparse.Namespace) -> dict[str, Any]:
+    figures = soak.figures(warm_up_s=60 * options.warm_up)
+    accused = [f"{figures['evidence']} pieces of evidence"] if figures["evidence"] else []
+    return {
         "machine": {
             "machine": platform.platform(),
             "cores": os.cpu_count(),
@@ -447,21 +453,13 @@ def main() -> int:
             "warm_up_minutes": options.warm_up,
         },
         "figures": figures,
-        "wrong": wrong,
+        "wrong": [*soak.wrong, *accused],
     }
-    print(table(report))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    return 1 if wrong else 0
 
 
-def _wait_patiently(nodes: Sequence[LiveNode], *, window_s: float) -> None:
-    """All certify; a set changes by one certifier in some slots, so this takes longer than one wait allows."""
-    for count in range(1, len(nodes) + 1):
-        deadline = time.monotonic() + 20 * window_s
-        while min(node.status().get("certifiers", 0) for node in nodes) < count and time.monotonic() < deadline:
-            time.sleep(1)
-    wait_for_certifiers(nodes, len(nodes))
+def _write(report: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(report, indent=2).encode() + b"\n")
 
 
 if __name__ == "__main__":
