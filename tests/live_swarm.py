@@ -187,6 +187,11 @@ class LiveNode:
         lines = (line for line in self.history()["rounds"] if line["standing"] == "final" and line["kind"] == "normal")
         return {line["checkpoint"]["round"]: line for line in lines}
 
+    def final_checkpoints(self) -> dict[int, str]:
+        """The ids of all final checkpoints by slot, as this node sees them."""
+        lines = (line["checkpoint"] for line in self.history()["rounds"] if line["standing"] == "final")
+        return {line["slot"]: line["id"] for line in lines}
+
     def final_slot(self) -> int:
         """The slot of the newest checkpoint that is final here; 0 while the node does not answer."""
         status = self.status()

@@ -9,6 +9,7 @@ is opened, so a kill costs at most the chunk being written. Big blobs belong int
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from fullrank_node.files import (
 from fullrank_protocol.blob import BlobRef, check_chunk, check_header, chunk_hashes
 from fullrank_protocol.blob import blob_id as _blob_id
 from fullrank_protocol.limits import CHUNK_BYTES
+
+log = logging.getLogger(__name__)
 
 _HASH_BYTES = 32
 _CHUNKS_SUFFIX = ".chunks"
@@ -170,7 +173,7 @@ class BlobStore:
         except FileNotFoundError as error:
             raise KeyError(blob_id.hex()) from error
         if hashlib.sha256(data).digest() != hashes[index]:
-            self.delete(blob_id)
+            self._delete_damaged(blob_id)
             raise KeyError(f"{blob_id.hex()}: chunk {index} was damaged on disk")
         return data
 
@@ -209,6 +212,10 @@ class BlobStore:
         self._partial(blob_id).unlink(missing_ok=True)
         self._chunks(blob_id).unlink(missing_ok=True)
 
+    def _delete_damaged(self, blob_id: bytes) -> None:
+        log.warning("A blob is damaged on this disk and is fetched again when it is needed: %s.", blob_id.hex())
+        self.delete(blob_id)
+
     def _partial(self, blob_id: bytes) -> Path:
         return self.directory / (blob_id.hex() + _PARTIAL_SUFFIX)
 
@@ -236,7 +243,7 @@ class BlobStore:
         with self.path(blob_id).open("rb") as file:
             num_bytes, hashes = _hash_file(file)
         if _blob_id(num_bytes, hashes) != blob_id:
-            self.delete(blob_id)
+            self._delete_damaged(blob_id)
             raise KeyError(f"{blob_id.hex()} was damaged on disk")
         write_atomically(self._chunks(blob_id), b"".join(hashes))
         return hashes

@@ -18,6 +18,7 @@ from fullrank_node.clock import Clock
 from fullrank_node.config import Config
 from fullrank_node.errors import ExitCode, NodeError, node_error_in
 from fullrank_node.filling import Filling
+from fullrank_node.finality_watch import FinalityWatch
 from fullrank_node.home import SOCKET_NAME, Home, RunInfo
 from fullrank_node.identity_file import libp2p_path, load_identity
 from fullrank_node.keeping import Keeper
@@ -143,6 +144,11 @@ class Node:
 
     @contextlib.asynccontextmanager
     async def _control(self) -> AsyncIterator[None]:
+        if self.home.run_file.exists():
+            log.warning(
+                "The daemon before this one did not end in order (a kill, a crash, a power cut): "
+                "what it had stored is whole, and this one goes on from there."
+            )
         self.home.clear_run()
         runtime = self.home.make_runtime_dir()
         server = ControlServer(
@@ -169,6 +175,9 @@ class Node:
         self.inbound.open(runner)
         runner.on_adopt.append(self._publish_admission)
         runner.on_trained.append(self._measure.set)
+        watch = FinalityWatch(runner.state.tree)
+        runner.on_adopt.append(watch.look)
+        runner.on_final.append(watch.look)
         keeper = Keeper(runner=runner, config=self.config)
         self.phase = "running"
         async with asyncio.TaskGroup() as group:

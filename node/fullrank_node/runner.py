@@ -43,6 +43,9 @@ MAX_DELTA_FETCHES = 8
 TICK_S = 0.1
 """Time between two looks at the clock; turns and deadlines are met this closely."""
 
+STILL_MS = 10_000
+"""Between two looks at the clock: the busiest machine takes seconds, so it slept or the process was frozen."""
+
 LISTEN_MS = 10_000
 """How long a certifier that voted before listens for its own earlier votes when it starts again."""
 
@@ -144,7 +147,16 @@ class Runner:
             self._store_recorded_votes()
         group.create_task(self.exchange.run(interval_s=min(max(window_s / 5, 0.5), 10.0)))
         group.create_task(self._look_up_hints(interval_s=min(max(window_s / 2, 2.0), 30.0)))
+        looked_ms = self.clock.now_ms()
         while self.failure is None:
+            now_ms = self.clock.now_ms()
+            if now_ms - looked_ms > STILL_MS:
+                log.warning(
+                    "This node stood still for %d s (the machine slept, the process was frozen, or the clock was set): "
+                    "it catches up.",
+                    (now_ms - looked_ms) // 1000,
+                )
+            looked_ms = now_ms
             self.feed(io.Tick())
             await asyncio.sleep(TICK_S)
         raise self.failure

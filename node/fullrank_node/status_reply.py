@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from fullrank_node.api import control_pb2 as wire
+from fullrank_node.finality_watch import silent_certifiers
 from fullrank_node.keeping import disk_limit_bytes
 from fullrank_node.node_keys import BASE_LOSS_KEY
 from fullrank_node.people import name_of_member
@@ -130,21 +131,13 @@ def _finality(tree: Tree, head: ChainState) -> wire.Finality:
     )
     if tree.is_final(head):
         return finality
-    missing = sorted(name_of_member(key, head.members) for key in _silent(tree, head))
+    missing = sorted(name_of_member(key, head.members) for key in silent_certifiers(tree, head))
     finality.waiting_for.extend(missing)
     if missing:
         finality.reason = f"waiting for certifiers: {', '.join(missing)}"
     else:
         finality.reason = "waiting for the next slot's checkpoint"
     return finality
-
-
-def _silent(tree: Tree, head: ChainState) -> frozenset[bytes]:
-    """Certifiers that voted neither for the head nor for its parent: the newest votes may still be on their way."""
-    missing = tree.missing_voters(head.id)
-    if head.parent is not None and head.parent != tree.root.id:
-        missing &= tree.missing_voters(head.parent)
-    return missing
 
 
 def _line(state: ChainState, runner: "Runner") -> wire.CheckpointLine:

@@ -313,8 +313,7 @@ class Soak:
             deadline_s=max(DEADLINE_S, 20 * window_s),
         )
         for node in nodes:
-            lines = [line["checkpoint"] for line in node.history()["rounds"] if line["standing"] == "final"]
-            ids = {line["slot"]: line["id"] for line in lines}
+            ids = node.final_checkpoints()
             for slot, final in self.final_ids.items():
                 assert ids.get(slot) == final, f"slot {slot} was final as {final}; {node.name} has {ids.get(slot)}"
 

@@ -7,6 +7,7 @@ evidence against itself, and it goes on, by itself or by what it tells its owner
 import contextlib
 import itertools
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -45,6 +46,9 @@ LANES = {"ada": POINTS[0::3], "bob": POINTS[1::3], "cyd": POINTS[2::3]}
 """Who is killed where; three nodes at a time, the founder among them, while Dan looks on."""
 
 P2PD_MINUTE_S = 60.0
+
+FROZEN_ROUNDS = 4
+"""Of the others, while a node is frozen: more seconds than any node stands still by itself."""
 
 LEFT_BYTES = 32 << 10
 """What is left free on a full disk: room for some lines of the log, and for no weights."""
@@ -92,6 +96,16 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         yield Swarm(live=live, ada=ada, bob=bob, cyd=cyd, dan=dan)
 
 
+@pytest.fixture(autouse=True)
+def nothing_final_is_lost(swarm: Swarm) -> Iterator[None]:
+    """Whatever a test does: every checkpoint that was final anywhere before it is final everywhere after it."""
+    before = {slot: final for node in swarm.nodes for slot, final in node.final_checkpoints().items()}
+    assert before
+    yield
+    for node in swarm.nodes:
+        assert before.items() <= node.final_checkpoints().items()
+
+
 @contextlib.contextmanager
 def small_disk(path: Path) -> Iterator[None]:
     path.mkdir()
@@ -120,12 +134,9 @@ def stored(node: LiveNode, kind: int) -> list[bytes]:
         return list(store.objects(kind))
 
 
-def final_ids(node: LiveNode) -> dict[int, str]:
-    return {number: line["checkpoint"]["id"] for number, line in node.final_rounds().items()}
-
-
-def log_of(node: LiveNode) -> str:
-    return node.home.log_file.read_text(errors="replace")
+def log_of(node: LiveNode, *, after: int = 0) -> str:
+    """What a node has logged after so many characters."""
+    return node.home.log_file.read_text(errors="replace")[after:]
 
 
 def assert_nobody_is_accused(nodes: Sequence[LiveNode]) -> None:
@@ -138,12 +149,12 @@ def assert_nobody_is_accused(nodes: Sequence[LiveNode]) -> None:
 
 
 def assert_one_history(nodes: Sequence[LiveNode]) -> None:
-    """Every final round is the same everywhere."""
-    seen = [final_ids(node) for node in nodes]
+    """Whatever is final in a slot is the same everywhere."""
+    seen = [node.final_checkpoints() for node in nodes]
     common = set.intersection(*map(set, seen))
     assert common
-    for number in common:
-        assert len({ids[number] for ids in seen}) == 1
+    for slot in common:
+        assert len({ids[slot] for ids in seen}) == 1
 
 
 # ---- killed at every point ---------------------------------------------------------------------------
@@ -154,7 +165,7 @@ def crashes(swarm: Swarm) -> dict[str, Crash]:
     """Every node of a lane is killed at one point after the other, and in the end started as it should be."""
 
     def crash(node: LiveNode, point: str) -> Crash:
-        final = final_ids(swarm.dan)
+        final = swarm.dan.final_checkpoints()
         killed_at = node.home.path / SAYS_NAME
         killed_at.write_text("")
         process = node.start_to_crash(point)
@@ -198,8 +209,9 @@ def test_a_node_killed_loses_nothing_and_goes_on(swarm: Swarm, crashes: dict[str
     assert crash.code == -signal.SIGKILL
     assert crash.objects <= objects_of(node)
     assert crash.votes == votes_of(node)[: len(crash.votes)]
-    final = final_ids(node)
-    assert crash.final.items() <= final.items()
+    assert crash.final.items() <= node.final_checkpoints().items()
+    # Every start after a kill tells; the first kill had no point.
+    assert log_of(node).count("The daemon before this one did not end in order") == 1 + len(LANES[crash.node])
 
 
 def test_nobody_is_accused_after_crashes_and_all_go_on(swarm: Swarm, crashes: dict[str, Crash]) -> None:
@@ -239,12 +251,14 @@ def test_half_written_weights_are_left_out_and_removed(swarm: Swarm, crashes: di
 
 
 def test_a_frozen_node_misses_rounds_and_catches_up(swarm: Swarm) -> None:
+    """As many as may be away: with one of four certifiers frozen, rounds go on becoming final."""
     others = [swarm.ada, swarm.cyd, swarm.dan]
+    before = len(log_of(swarm.bob))
     family = swarm.bob.family()
     for process in family:
         process.send_signal(signal.SIGSTOP)
     try:
-        wait_for_new_final_rounds(others)
+        wait_for_new_final_rounds(others, FROZEN_ROUNDS)
     finally:
         for process in reversed(family):
             process.send_signal(signal.SIGCONT)
@@ -252,6 +266,7 @@ def test_a_frozen_node_misses_rounds_and_catches_up(swarm: Swarm) -> None:
     wait_for_contributions([swarm.bob], since_ms=awake_ms)
     wait_for_new_final_rounds(swarm.nodes)
     assert swarm.bob.daemon() == family[0]
+    assert re.search(r"This node stood still for \d+ s .*: it catches up", log_of(swarm.bob, after=before))
     assert_nobody_is_accused(swarm.nodes)
     assert_one_history(swarm.nodes)
 
@@ -259,7 +274,7 @@ def test_a_frozen_node_misses_rounds_and_catches_up(swarm: Swarm) -> None:
 def test_a_node_whose_p2pd_is_killed_every_few_seconds_for_a_minute_outlives_them_all(swarm: Swarm) -> None:
     others = [swarm.ada, swarm.bob, swarm.dan]
     daemon = swarm.cyd.daemon()
-    before = max(final_ids(swarm.dan))
+    before = max(swarm.dan.final_checkpoints())
     killed: set[psutil.Process] = set()
     ends = time.monotonic() + P2PD_MINUTE_S
     while time.monotonic() < ends:
@@ -271,13 +286,34 @@ def test_a_node_whose_p2pd_is_killed_every_few_seconds_for_a_minute_outlives_the
             killed.add(p2pd)
     killed_ms = now_ms()
     assert len(killed) >= 5
-    assert max(final_ids(swarm.dan)) > before  # The others went on meanwhile.
+    assert max(swarm.dan.final_checkpoints()) > before  # The others went on meanwhile.
     wait_until("all peers are back", lambda: swarm.cyd.status()["peers_connected"] == 3, swarm.nodes)
     wait_for_contributions([swarm.cyd], since_ms=killed_ms)
     wait_for_new_final_rounds([swarm.cyd, *others])
     assert swarm.cyd.daemon() == daemon
     assert log_of(swarm.cyd).count("The network process runs again") >= len(killed)
     assert_nobody_is_accused(swarm.nodes)
+
+
+def test_a_node_outlives_its_trainer_and_its_worker(swarm: Swarm) -> None:
+    """Each is frozen until the daemon waits for it, and then killed."""
+    before = len(log_of(swarm.bob))
+    sentences = {"trainer": "Training failed|The shared model could not be measured", "worker": "the worker failed at"}
+    for name, words in sentences.items():
+        victim = psutil.Process(swarm.bob.status()["processes"][name])
+        victim.send_signal(signal.SIGSTOP)
+        wait_for_new_final_rounds([swarm.ada, swarm.cyd, swarm.dan])
+        victim.send_signal(signal.SIGKILL)
+        wait_until(
+            f"the death of the {name} is told",
+            lambda words=words: re.search(f"({words}).* was killed by signal 9", log_of(swarm.bob, after=before)),
+            [swarm.bob],
+        )
+    killed_ms = now_ms()
+    wait_for_contributions([swarm.bob], since_ms=killed_ms)
+    wait_for_new_final_rounds(swarm.nodes)
+    assert_nobody_is_accused(swarm.nodes)
+    assert_one_history(swarm.nodes)
 
 
 # ---- damaged disks -----------------------------------------------------------------------------------
@@ -290,7 +326,7 @@ def test_damaged_weights_are_found_by_their_hash_and_made_again(swarm: Swarm, da
 
     def found() -> bool:
         """Whether the damage is noticed; else the files of the head, which may have moved on, are damaged."""
-        if "are damaged on this disk: they are made again from the log" in log_of(swarm.bob)[before:]:
+        if "are damaged on this disk: they are made again from the log" in log_of(swarm.bob, after=before):
             return True
         with Store(swarm.bob.home, readonly=True) as store:
             manifest = store.manifest(store.head() or b"") or {}
@@ -321,7 +357,8 @@ def test_cut_deltas_are_fetched_again_for_a_replay_from_the_base(swarm: Swarm) -
     swarm.bob.start()
     wait_for_contributions([swarm.bob], since_ms=started_ms)
     wait_for_new_final_rounds(swarm.nodes)
-    assert "Making the weights of the base again." in log_of(swarm.bob)[before:]
+    assert "Making the weights of the base again." in log_of(swarm.bob, after=before)
+    assert "A blob is damaged on this disk and is fetched again when it is needed" in log_of(swarm.bob, after=before)
     assert_one_history(swarm.nodes)
     assert_nobody_is_accused(swarm.nodes)
 

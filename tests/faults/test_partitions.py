@@ -79,10 +79,28 @@ def wait_for_one_history(nodes: Sequence[LiveNode]) -> None:
         assert len({rounds[number]["checkpoint"]["id"] for rounds in seen}) == 1
 
 
+@pytest.fixture(autouse=True)
+def nothing_final_is_lost(swarm: Swarm) -> Iterator[None]:
+    """Whatever a test does: every checkpoint that was final anywhere before it is final everywhere after it."""
+    before = {slot: final for node in swarm.nodes for slot, final in node.final_checkpoints().items()}
+    assert before
+    yield
+    for node in swarm.nodes:
+        assert before.items() <= node.final_checkpoints().items()
+
+
 def assert_nobody_is_accused(nodes: Sequence[LiveNode]) -> None:
     for node in nodes:
         with Store(node.home, readonly=True) as store:
             assert not list(store.objects(wire.EVIDENCE))
+
+
+def assert_it_tells(node: LiveNode, *, lost: Sequence[LiveNode], after: int) -> None:
+    """The log has a sentence for every peer that the node lost and for every one that came back."""
+    log = node.home.log_file.read_text()[after:]
+    for other in lost:
+        assert f"Lost peer {other.key[:8]}" in log
+        assert f"Connected to peer {other.key[:8]}" in log
 
 
 def trained_between(node: LiveNode, begin_ms: int, end_ms: int) -> list[dict[str, Any]]:

@@ -180,7 +180,9 @@ def test_an_unfinished_download_cannot_be_finished(blobs: BlobStore) -> None:
         writer.finish()
 
 
-def test_a_chunk_that_the_disk_spoilt_is_not_served_but_forgotten(blobs: BlobStore) -> None:
+def test_a_chunk_that_the_disk_spoilt_is_not_served_but_forgotten(
+    blobs: BlobStore, caplog: pytest.LogCaptureFixture
+) -> None:
     ref = blobs.put_bytes(DATA)
     with blobs.path(ref.id).open("r+b") as file:
         file.seek(CHUNK_BYTES + 5)
@@ -189,6 +191,7 @@ def test_a_chunk_that_the_disk_spoilt_is_not_served_but_forgotten(blobs: BlobSto
     with pytest.raises(KeyError, match="damaged"):
         blobs.read_chunk(ref.id, 1)
     assert not blobs.has(ref.id)
+    assert f"is fetched again when it is needed: {ref.id.hex()}" in caplog.text
 
 
 def test_opening_removes_what_a_kill_left_and_keeps_downloads(blobs: BlobStore) -> None:

@@ -14,9 +14,11 @@ from peers import until
 
 from fullrank_node.errors import ExitCode, node_error_in
 from fullrank_node.files import disk_full
+from fullrank_node.finality_watch import LAG_ROUNDS, FinalityWatch
 from fullrank_node.history import SwitchRow
 from fullrank_node.home import Home
-from fullrank_node.runner import LISTEN_MS
+from fullrank_node.people import name_of_member
+from fullrank_node.runner import LISTEN_MS, STILL_MS
 from fullrank_node.store import Store
 from fullrank_protocol.codec import encode
 from fullrank_protocol.delta import SeedContext, expand, to_float
@@ -150,6 +152,37 @@ async def test_a_fork_turns_the_verdicts_in_history_with_the_head(tmp_path: Path
         assert not bob.store.switches()
 
 
+async def test_the_log_tells_when_rounds_stop_becoming_final_and_when_they_do_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With two of three certifiers away, one goes on alone."""
+    caplog.set_level("INFO")
+    async with three(tmp_path) as (swarm, nodes):
+        ada = nodes[0]
+        watch = FinalityWatch(ada.runner.state.tree)
+        ada.runner.on_adopt.append(watch.look)
+        ada.runner.on_final.append(watch.look)
+        swarm.hub.alone.update({key("bob"), key("cyd")})
+
+        def time_passes_until(number: int) -> bool:
+            swarm.clock.time_ms += 50
+            return ada.head.round == number
+
+        for number in range(1, LAG_ROUNDS + 2):
+            ada.contribute(some_delta(swarm.genesis, f"ada {number}"))
+            await until(lambda number=number: time_passes_until(number))
+        away = ", ".join(sorted(name_of_member(key(name), ada.head.members) for name in ("bob", "cyd")))
+        told = f"Rounds go on, but none has become final since slot 0: waiting for certifiers {away}."
+        assert caplog.text.count(told) == caplog.text.count("Rounds go on") == 1
+        swarm.hub.alone.clear()
+
+        def time_passes_until_told() -> bool:
+            swarm.clock.time_ms += 50
+            return "Rounds become final again: slot " in caplog.text
+
+        await until(time_passes_until_told)
+
+
 async def test_a_contribution_that_waited_in_vain_is_late_with_its_age(tmp_path: Path) -> None:
     """Nobody gets zoe's blob whole; after four rounds it is too late for it."""
     async with loop_swarm(tmp_path, make_genesis("ada", policy=wire.OPEN), "ada", "zoe") as swarm:
@@ -177,6 +210,12 @@ async def test_what_is_fed_before_the_node_lives_waits_for_it(tmp_path: Path) ->
         ada.life = asyncio.create_task(ada.runner.run())
         await until(lambda: ada.is_ready(mine))
         assert ada.verdict(mine)[0] == "pending"
+
+
+async def test_a_node_that_stood_still_says_for_how_long(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with loop_swarm(tmp_path, make_genesis("ada"), "ada") as swarm:
+        swarm.clock.time_ms += STILL_MS + 2000
+        await until(lambda: "This node stood still for 12 s" in caplog.text)
 
 
 async def test_a_log_that_cannot_be_written_ends_the_node_with_the_reason_and_leaves_it_whole(
