@@ -32,6 +32,9 @@ from fullrank_protocol.weights import Entry, weigh
 CACHE_BYTES = 256 << 20
 """Decoded deltas kept between a check and the merges that follow: a cohort of 64 at rank 16 of a 600 M model."""
 
+KEPT_MERGES = 4
+"""Merges that a delta may stay unused before it is forgotten: a fork, or the next proposer, asks for it soon."""
+
 _BLOB_NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -103,6 +106,7 @@ class Recompute:
                 deltas.append(delta)
             progress(stage="decode", step=number, of=len(params["entries"]))
 
+        self._deltas.end_merge()
         progress(stage="weigh")
         entries = [_entry(entry) for entry in accepted]
         trailing = [Scaled(mantissa=m, exponent=e) for m, e in params["trailing_norms"]]
@@ -201,12 +205,16 @@ class Recompute:
 
 
 class DeltaCache:
-    """Decoded deltas, expanded, the least recently used forgotten first. Refusals are not kept: they are rare."""
+    """Decoded deltas, expanded, the least recently used forgotten first. Refusals are not kept: they are rare.
+
+    What the last few merges did not need goes, too: otherwise a worker would grow for hours, up to its limit.
+    """
 
     def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._num_bytes = 0
-        self._deltas: OrderedDict[tuple[object, ...], Delta] = OrderedDict()
+        self._num_merges = 0
+        self._deltas: OrderedDict[tuple[object, ...], tuple[Delta, int]] = OrderedDict()
 
     def decode(self, request: Mapping[str, Any], genesis: Genesis) -> Delta:
         """The delta that {blob_path, codec, member, period} names, with every seeded A drawn.
@@ -217,23 +225,31 @@ class DeltaCache:
         """
         path, codec = Path(request["blob_path"]), int(request["codec"])
         key = (genesis.swarm, str(path), codec, request["member"], request["period"])
-        delta = self._deltas.get(key)
-        if delta is None:
+        known = self._deltas.get(key)
+        if known is not None:
+            delta, _ = known
+        else:
             context = SeedContext(
                 swarm=genesis.swarm, member=bytes.fromhex(request["member"]), period=int(request["period"])
             )
             data = _read_blob(path, genesis.limits.max_delta_bytes)
             delta = expand(decode(data, genesis, codec), context, genesis.modules)
-            self._keep(key, delta)
+            self._num_bytes += _size(delta)
+        self._deltas[key] = delta, self._num_merges
         self._deltas.move_to_end(key)
+        while self._num_bytes > self._max_bytes and len(self._deltas) > 1:
+            self._forget_oldest()
         return delta
 
-    def _keep(self, key: tuple[object, ...], delta: Delta) -> None:
-        self._deltas[key] = delta
-        self._num_bytes += _size(delta)
-        while self._num_bytes > self._max_bytes and len(self._deltas) > 1:
-            _, oldest = self._deltas.popitem(last=False)
-            self._num_bytes -= _size(oldest)
+    def end_merge(self) -> None:
+        """Forget what this merge and the ones before it did not need."""
+        self._num_merges += 1
+        while self._deltas and next(iter(self._deltas.values()))[1] < self._num_merges - KEPT_MERGES:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        _, (delta, _) = self._deltas.popitem(last=False)
+        self._num_bytes -= _size(delta)
 
 
 def _read_blob(path: Path, max_bytes: int) -> bytes:

@@ -268,7 +268,7 @@ class Soak:
         disk = self.disk or [(0.0, 0)]
         hours = (disk[-1][0] - disk[0][0]) / 3600
         return {
-            "minutes": self.now_s() / 60,
+            "minutes_run": self.now_s() / 60,
             **finality(self.seen),
             "contributions": dict(verdicts),
             "refusals": short_counts(reasons, most=10),

@@ -16,7 +16,7 @@ from fullrank_node.blob_store import BlobStore
 from fullrank_node.child import ChildProcess, Progress
 from fullrank_node.errors import NodeError
 from fullrank_node.model.master import MasterStore, manifest_digest
-from fullrank_node.recompute import DeltaCache, Recompute
+from fullrank_node.recompute import KEPT_MERGES, DeltaCache, Recompute, _size
 from fullrank_protocol.codec import CODEC_PACKED, decode, encode
 from fullrank_protocol.delta import Delta, SeedContext, expand, quantize_dense, quantize_low_rank, to_float
 from fullrank_protocol.errors import RejectError, Rule
@@ -319,6 +319,19 @@ def test_decoded_deltas_are_kept_within_bounds_and_used_again(setting: Setting) 
     small.decode(setting.entries[1], setting.genesis)
     assert small.decode(setting.entries[0], setting.genesis) is not kept
     assert len(small._deltas) == 1
+
+
+def test_deltas_that_merges_do_not_need_any_more_are_forgotten(setting: Setting) -> None:
+    cache = DeltaCache(max_bytes=1 << 20)
+    kept = cache.decode(setting.entries[0], setting.genesis)
+    cache.decode(setting.entries[1], setting.genesis)
+    for _ in range(KEPT_MERGES):
+        cache.end_merge()
+        assert cache.decode(setting.entries[0], setting.genesis) is kept
+    assert len(cache._deltas) == 2
+    cache.end_merge()
+    assert len(cache._deltas) == 1
+    assert cache._num_bytes == _size(kept)
 
 
 async def test_the_process_gives_the_same_answers_over_the_pipe(setting: Setting, worker: ChildProcess) -> None:
