@@ -26,6 +26,7 @@ from fullrank_protocol import round_io as io
 from fullrank_protocol.checkpoint import Checkpoint
 from fullrank_protocol.contribution import make_contribution
 from fullrank_protocol.envelope import Envelope, open_envelope, seal
+from fullrank_protocol.errors import Rule
 from fullrank_protocol.genesis import Genesis
 from fullrank_protocol.hints import make_announcement
 from fullrank_protocol.identity import SigningKey
@@ -291,6 +292,8 @@ class Runner:
             log.warning("Our own %s was not taken: %s.", kind, action.detail)
             if envelope.type == wire.ADMISSION:
                 self.warnings["admission"] = f"this node was not admitted: {action.detail}"
+        elif action.rule is Rule.STALE:
+            log.info("A %s of %s comes too late: it %s.", kind, envelope.public_key.hex()[:8], action.detail)
         elif action.rule is not None:
             author = envelope.public_key.hex()[:8]
             log.warning("%s of %s refused by rule %s: %s.", kind, author, action.rule.name, action.detail)

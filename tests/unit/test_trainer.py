@@ -13,6 +13,7 @@ import pytest
 from fullrank_node.child import ChildProcess
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.training import lora
+from fullrank_node.training.contribute import reserve_ms
 from fullrank_node.training.loop import LOWEST_RATE, Deadline, Schedule, block_order
 from fullrank_node.training.optimizer_state import load_state
 from fullrank_node.training.trainer import Trainer
@@ -224,6 +225,19 @@ def test_training_stops_before_the_deadline_with_time_to_encode() -> None:
     assert deadline.allows(500)
     assert not deadline.allows(501)
     assert Deadline(at_ms=None, reserve_ms=500).allows(1e12)
+
+
+@pytest.mark.parametrize(
+    ("encoding_ms", "left_ms", "kept_ms"),
+    [
+        (0.0, 10_000.0, 500.0),  # Before anything was measured.
+        (2_000.0, 10_000.0, 3_000.0),
+        (3_600_000.0, 10_000.0, 5_000.0),  # The machine slept for an hour in the middle of it.
+        (3_600_000.0, 600.0, 500.0),
+    ],
+)
+def test_time_is_kept_for_encoding_and_never_all_of_it(encoding_ms: float, left_ms: float, kept_ms: float) -> None:
+    assert reserve_ms(encoding_ms=encoding_ms, left_ms=left_ms) == kept_ms
 
 
 def test_a_deadline_in_the_past_is_no_contribution_but_a_later_try(bench: Bench) -> None:

@@ -29,6 +29,19 @@ FIRST_RESERVE_MS = 500.0
 RESERVE_FACTOR = 1.5
 """Margin on the measured time of encoding: other processes share the machine."""
 
+MAX_RESERVE_SHARE = 0.5
+"""Of the time left for a contribution. Where the machine slept while it encoded, the measured time is hours."""
+
+
+def reserve_ms(*, encoding_ms: float, left_ms: float) -> float:
+    """Time to keep for encoding a delta.
+
+    Args:
+        encoding_ms: What the last encoding took.
+        left_ms: Until the delta must be there.
+    """
+    return max(FIRST_RESERVE_MS, min(RESERVE_FACTOR * encoding_ms, MAX_RESERVE_SHARE * left_ms))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -109,12 +122,13 @@ def contribute(
     *,
     state_dir: Path,
     out_path: Path,
-    reserve_ms: float,
+    encoding_ms: float,
     progress: Callable[..., None],
 ) -> Contributed:
     """Train, encode and write one delta; then, and only then, remember how far the data was read.
 
-    `model` is the bare base with the current shared weights; it comes back as it was.
+    `model` is the bare base with the current shared weights; it comes back as it was. `encoding_ms` is what the last
+    encoding took, 0 before there was one.
 
     Raises:
         NodeError: When training or encoding fails; nothing is written then.
@@ -125,6 +139,7 @@ def contribute(
     if state.key != key or not plan.carry_moments:
         state = replace(state, moments={}, residuals={}, num_steps=0)
     context = SeedContext(swarm=genesis.swarm, member=plan.member, period=plan.period)
+    left_ms = plan.deadline_ms - time.time() * 1000 if plan.deadline_ms is not None else 0.0
     adapter = lora.attach(model, genesis, rank=plan.rank, mode=plan.mode, context=context)
     try:
         steps = run_steps(
@@ -133,7 +148,7 @@ def contribute(
             block_order(seed=plan.seed, num_blocks=cache.summary.num_blocks, start=position),
             batch_size=plan.batch_size,
             schedule=plan.schedule,
-            deadline=Deadline(at_ms=plan.deadline_ms, reserve_ms=reserve_ms),
+            deadline=Deadline(at_ms=plan.deadline_ms, reserve_ms=reserve_ms(encoding_ms=encoding_ms, left_ms=left_ms)),
             state=state,
             progress=progress,
         )

@@ -19,7 +19,7 @@ from fullrank_node.model.master import MasterStore, manifest_digest
 from fullrank_node.training.alone import rounds_alone
 from fullrank_node.training.blocks import IS_TARGET, Blocks
 from fullrank_node.training.cache import BlockCache, build_cache, make_blocks
-from fullrank_node.training.contribute import FIRST_RESERVE_MS, RESERVE_FACTOR, Contributed, Plan, contribute
+from fullrank_node.training.contribute import Contributed, Plan, contribute
 from fullrank_node.training.data import DataError, check_data, load_rows
 from fullrank_node.training.hardware import choose_device, describe_hardware, fair_threads
 from fullrank_node.training.session import ModelSession
@@ -41,7 +41,7 @@ class Trainer:
 
     def __init__(self) -> None:
         self._session = ModelSession()
-        self._reserve_ms = FIRST_RESERVE_MS
+        self._encoding_ms = 0.0
 
     def handlers(self) -> dict[str, Callable[[Request, Progress], Reply]]:
         """Method names of the child's protocol."""
@@ -156,10 +156,10 @@ class Trainer:
                 cache,
                 state_dir=Path(request["state_dir"]),
                 out_path=out_path,
-                reserve_ms=self._reserve_ms,
+                encoding_ms=self._encoding_ms,
                 progress=progress,
             )
-        self._reserve_ms = max(FIRST_RESERVE_MS, RESERVE_FACTOR * done.encode_ms)
+        self._encoding_ms = done.encode_ms
         return {**_contributed(done), "blob_path": str(out_path), "period": plan.period}
 
     def train_alone(self, request: Request, progress: Progress = ignore_progress) -> Reply:
