@@ -17,6 +17,7 @@ from fullrank_protocol.checkpoint import Checkpoint, open_checkpoint
 from fullrank_protocol.contribution import Contribution
 from fullrank_protocol.envelope import Envelope, seal
 from fullrank_protocol.membership import make_take_up
+from fullrank_protocol.proposing import opens_ms
 from fullrank_protocol.round import restore, step
 from fullrank_protocol.round_state import new_state
 from fullrank_protocol.scaled import Scaled
@@ -57,9 +58,23 @@ class Machine:
         self.now_ms = self.tale.swarm.genesis.slot_start_ms(slot) + after_ms
         return self.feed(io.Tick())
 
-    def receive(self, *things: Thing) -> list[io.Action]:
-        """Objects that neighbours send, one after another."""
-        return [action for thing in things for action in self.feed(io.ObjectReceived(envelope=self.envelope_of(thing)))]
+    def receive(self, *things: Thing, early: bool = False) -> list[io.Action]:
+        """Objects that neighbours send, one after another.
+
+        Once its slot has ended, a checkpoint comes when its proposer's turn has come, except `early`.
+        """
+        actions = []
+        for thing in things:
+            envelope = self.envelope_of(thing)
+            if envelope.type == wire.CHECKPOINT and not early:
+                self._wait_for_turn(open_checkpoint(envelope, self.state.genesis))
+            actions += self.feed(io.ObjectReceived(envelope=envelope))
+        return actions
+
+    def _wait_for_turn(self, checkpoint: Checkpoint) -> None:
+        parent, genesis = self.tale.tree.lookup(checkpoint.parent), self.state.genesis
+        if parent is not None and genesis.slot_end_ms(checkpoint.slot) <= self.now_ms:
+            self.now_ms = max(self.now_ms, opens_ms(checkpoint, parent, genesis=genesis))
 
     def feed(self, event: io.Event) -> list[io.Action]:
         """All that comes of an event, and of what this node does about it."""

@@ -135,8 +135,8 @@ class Tree:
 
     # ---- changing --------------------------------------------------------------------------------
 
-    def add(self, checkpoint: Checkpoint) -> tuple[ChainState, list[Offence]]:
-        """Place a checkpoint whose parent is known, with the votes that it carries.
+    def follow(self, checkpoint: Checkpoint) -> ChainState:
+        """The state after a checkpoint, without placing it.
 
         Raises:
             RejectError: It breaks a rule that needs no recomputation.
@@ -149,9 +149,17 @@ class Tree:
             raise IgnoreError(f"parent {checkpoint.parent.hex()[:12]} is not known")
         if parent.verdict is False:
             raise RejectError(Rule.PARENT, "follows a checkpoint that was refused")
-        state = extend(parent.state, checkpoint, genesis=self.genesis, lookup=self.lookup)
+        return extend(parent.state, checkpoint, genesis=self.genesis, lookup=self.lookup)
+
+    def add(self, checkpoint: Checkpoint) -> tuple[ChainState, list[Offence]]:
+        """Place a checkpoint whose parent is known, with the votes that it carries.
+
+        Raises:
+            RejectError, IgnoreError: As `follow`.
+        """
+        state = self.follow(checkpoint)
         self.nodes[checkpoint.id] = Node(state, checkpoint)
-        parent.children.append(checkpoint.id)
+        self.nodes[checkpoint.parent].children.append(checkpoint.id)
         offences = [offence for vote in checkpoint.votes for offence in self.add_vote(vote)]
         return state, offences
 

@@ -14,6 +14,7 @@ from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import IgnoreError, RejectError, Rule
 from fullrank_protocol.fork_choice import Offence
 from fullrank_protocol.limits import CLOCK_TOLERANCE_MS
+from fullrank_protocol.proposing import opens_ms
 from fullrank_protocol.records import root_action_id
 from fullrank_protocol.round_io import Action, Drop, FetchObjects, Keep, SignEvidence
 from fullrank_protocol.round_state import (
@@ -115,15 +116,8 @@ def _receive_contribution(state: RoundState, envelope: Envelope, now_ms: int) ->
 
 def _receive_checkpoint(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
     checkpoint = open_checkpoint(envelope, state.genesis)
-    due_ms = state.genesis.slot_end_ms(checkpoint.slot) - CLOCK_TOLERANCE_MS
-    if due_ms > now_ms:
-        _hold(state, checkpoint, due_ms)
+    _set_aside_until_due(state, checkpoint, now_ms)
     tree = state.tree
-    if tree.lookup(checkpoint.parent) is None:
-        raise _ParkedError(checkpoint.parent)
-    for contribution in contributions(checkpoint):
-        if tree.lookup(contribution.base_checkpoint) is None:
-            raise _ParkedError(contribution.base_checkpoint)
     turn = (checkpoint.slot, checkpoint.proposer)
     if state.num_in_turn.get(turn, 0) >= MAX_CHECKPOINTS_PER_TURN and not _is_referred_to(state, checkpoint):
         raise IgnoreError(f"comes after {MAX_CHECKPOINTS_PER_TURN} others of its proposer and slot")
@@ -162,6 +156,24 @@ def _is_referred_to(state: RoundState, checkpoint: Checkpoint) -> bool:
                 seen.add(waiting.id)
                 open_ids.append(waiting.id)
     return False
+
+
+def _set_aside_until_due(state: RoundState, checkpoint: Checkpoint, now_ms: int) -> None:
+    """Park it until its slot has ended, what it refers to is here, and its proposer's turn has come."""
+    ends_ms = state.genesis.slot_end_ms(checkpoint.slot) - CLOCK_TOLERANCE_MS
+    if ends_ms > now_ms:
+        _hold(state, checkpoint, ends_ms)
+    tree = state.tree
+    parent = tree.lookup(checkpoint.parent)
+    if parent is None:
+        raise _ParkedError(checkpoint.parent)
+    for contribution in contributions(checkpoint):
+        if tree.lookup(contribution.base_checkpoint) is None:
+            raise _ParkedError(contribution.base_checkpoint)
+    opens = opens_ms(checkpoint, parent, genesis=state.genesis)
+    if opens > now_ms:
+        tree.follow(checkpoint)  # What can be refused is refused at once.
+        _hold(state, checkpoint, opens)
 
 
 def _hold(state: RoundState, checkpoint: Checkpoint, due_ms: int) -> NoReturn:

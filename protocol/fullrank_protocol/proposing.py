@@ -14,10 +14,13 @@ from fullrank_protocol.chain import (
     max_strangers,
     removed_at_once,
 )
+from fullrank_protocol.checkpoint import Checkpoint
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import ProtocolError, RejectError
 from fullrank_protocol.fork_choice import Tree
+from fullrank_protocol.genesis import Genesis
 from fullrank_protocol.limits import (
+    CLOCK_TOLERANCE_MS,
     MAX_CARRIED_EVIDENCE,
     MAX_CARRIED_RECORDS,
     MAX_CARRIED_REFUSED,
@@ -87,6 +90,19 @@ def _turns(swarm: bytes, slot: int, certifiers: frozenset[bytes]) -> dict[bytes,
     """The turn of each certifier, in order; asked for again at every step until somebody has proposed."""
     order = sorted(certifiers, key=lambda key: draw(swarm, slot, key))
     return {key: turn for turn, key in enumerate(order)}
+
+
+def opens_ms(checkpoint: Checkpoint, parent: ChainState, *, genesis: Genesis) -> int:
+    """Before this time on its own clock, a node does not look at a checkpoint.
+
+    The turn in which its proposer stands at `parent` cannot have come earlier. Otherwise a single certifier could
+    close every slot with an empty checkpoint before those whose turn it is have merged anything.
+    """
+    ended = genesis.slot_end_ms(checkpoint.slot)
+    turn = _turns(genesis.swarm, checkpoint.slot, parent.members.certifiers).get(checkpoint.proposer, 0)
+    if turn == 0:
+        return ended - CLOCK_TOLERANCE_MS
+    return ended + min(turn * genesis.timing.grace_ms, genesis.timing.slot_window_ms)
 
 
 def grace_ms(tree: Tree, head: ChainState) -> int:

@@ -14,8 +14,11 @@ from simulation.world import WINDOW_MS, World, make_genesis
 
 from fullrank_protocol import chain
 from fullrank_protocol.chain import ChainState
+from fullrank_protocol.envelope import seal
 from fullrank_protocol.errors import RejectError
 from fullrank_protocol.fork_choice import Tree
+from fullrank_protocol.scaled import Scaled
+from fullrank_protocol.wire import objects_pb2 as wire
 
 
 def story_of_four() -> Story:
@@ -164,3 +167,38 @@ def test_a_failing_seed_tells_a_short_story(monkeypatch: pytest.MonkeyPatch) -> 
     assert "slot 3.00 to 9.00: partition [1, 1, 2, 2]" in story
     assert "pause" not in story
     assert "VIOLATION" in story.splitlines()[-1]
+
+
+class Hasty(SimulatedNode):
+    """A certifier that closes every slot with an empty checkpoint before anybody else can have merged anything."""
+
+    is_honest = False
+
+    def _tick(self, life: int) -> None:
+        slot, head = self.world.slot, self.state.tree.head()
+        if self.life == life and slot > head.slot:
+            message = wire.Checkpoint(
+                kind=wire.EMPTY,
+                parent=head.id,
+                slot=slot,
+                round=head.round,
+                model_digest=head.model_digest or bytes(32),
+                update_norm=Scaled(mantissa=0, exponent=0).to_wire(),
+            )
+            hasty = seal(self.key, swarm=self.world.genesis.swarm, type=wire.CHECKPOINT, message=message)
+            self.disk.store(hasty, slot)
+            self.world.broadcast(self, hasty)
+        super()._tick(life)
+
+
+def test_a_certifier_that_never_waits_for_its_turn_takes_only_its_own_turns() -> None:
+    world = World(make_genesis(founders=4, window_ms=6 * WINDOW_MS), seed=1, size=4)
+    for number in range(4):
+        world.add(number, kind=Hasty if number == 3 else SimulatedNode)
+    world.run(24)
+    tree = world.nodes[0].state.tree
+    chain_of_all = [node.checkpoint for node in tree.chain(tree.head().id) if node.checkpoint is not None]
+    hasty = [checkpoint for checkpoint in chain_of_all if checkpoint.proposer == world.nodes[3].key.public_key]
+    assert len(chain_of_all) >= 22
+    assert 0 < len(hasty) < len(chain_of_all) / 2
+    assert tree.head().round == len(chain_of_all) - len(hasty)

@@ -125,27 +125,29 @@ async def test_a_checkpoint_with_a_wrong_parent_is_refused_by_its_place(
         bob_again = bob.contribute(some_delta(swarm.genesis, "bob again"))
         await swarm.everywhere(bob_again)
 
+        first, other = swarm.turns(2)
+
         def after(parent: bytes, slot: int, **fields: Any) -> Envelope:
             given = {"kind": CheckpointKind.EMPTY, "round": 1, "update_norm": Scaled.of(0.0)}
-            given |= {"model_digest": one.model_digest}
-            return make_checkpoint(key_of("bob"), swarm=swarm.genesis.swarm, parent=parent, slot=slot, **given | fields)
+            given |= {"model_digest": one.model_digest, "swarm": swarm.genesis.swarm, "parent": parent, "slot": slot}
+            return make_checkpoint(key_of(first.name), **given | fields)
 
-        await ada.offered(after(one.id, slot=1))
+        await other.offered(after(one.id, slot=1))
         assert "refused by rule SLOT: has slot 1, its parent has 1" in log.text
         late = open_contribution(bob.contribution(b"x", base=ada.runner.state.tree.root), swarm.genesis)
         refused = [RefusedContribution(contribution=late, rule=Rule.RANK, detail="")]
-        await ada.offered(after(one.id, slot=2, refused=refused))
+        await other.offered(after(one.id, slot=2, refused=refused))
         assert "refused by rule DUPLICATE" in log.text
         weighed = [
             AcceptedContribution(contribution=open_contribution(bob_again, swarm.genesis), weight=Scaled.of(9.0))
         ]
         wrong = after(one.id, slot=2, kind=CheckpointKind.NORMAL, round=2, accepted=weighed)
-        await ada.offered(wrong)
+        await other.offered(wrong)
         await until(lambda: "refused: weighs" in log.text)
-        await ada.offered(after(wrong.id, slot=3, round=2))
+        await other.offered(after(wrong.id, slot=3, round=2))
         assert "refused by rule PARENT: follows a checkpoint that was refused" in log.text
-        await ada.offered(after(id_of("nowhere"), slot=2))
-        assert ada.head == one
+        await other.offered(after(id_of("nowhere"), slot=2))
+        assert other.head == one
         await swarm.next_slot()
         assert bob.verdict(bob_again)[0] == "accepted"
 

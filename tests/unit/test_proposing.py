@@ -26,6 +26,7 @@ from fullrank_protocol.wire import objects_pb2 as wire
 
 THREE = ("ada", "bob", "cyd")
 FOUR = (*THREE, "dan")
+TWENTY = tuple(f"founder {number}" for number in range(20))
 
 
 def story(*founders: str, **rules: Any) -> Story:
@@ -34,7 +35,7 @@ def story(*founders: str, **rules: Any) -> Story:
 
 def order_of(tale: Story, parent: ChainState, slot: int) -> list[str]:
     """Names in the order of their turns."""
-    names = {key(name): name for name in (*FOUR, "eve")}
+    names = {key(name): name for name in (*FOUR, "eve", *TWENTY)}
     return [names[each] for each in proposer_order(parent, swarm=tale.swarm.id, slot=slot)]
 
 
@@ -71,6 +72,41 @@ def test_the_kth_certifier_may_propose_k_graces_after_the_slot() -> None:
     tale = story(*FOUR)
     order = order_of(tale, tale.genesis, 1)
     assert [turn_of(tale, name, tale.genesis, slot=1) for name in order] == [0, 100, 200, 300]
+
+
+def test_a_checkpoint_before_its_proposers_turn_is_looked_at_when_the_turn_has_come() -> None:
+    tale = story(*FOUR)
+    first, *_, last = order_of(tale, tale.genesis, 1)
+    machine = Machine(tale, first, trains=False)
+    machine.at(2)
+    hasty = tale.grow(tale.genesis, slot=1, by=last)
+    assert machine.receive(hasty, early=True) == []
+    assert not some(Adopt, machine.at(2, 299))
+    assert only(Adopt, machine.at(2, 300)).head == hasty.here
+
+
+def test_a_hasty_empty_checkpoint_does_not_take_the_turn_of_whoever_merges() -> None:
+    tale = story(*FOUR)
+    first, *_, last = order_of(tale, tale.genesis, 1)
+    machine = Machine(tale, first)
+    mine = tale.contribution("ada")
+    machine.at(1)
+    machine.receive(mine)
+    machine.receive(tale.grow(tale.genesis, slot=1, by=last), early=True)
+    assert members_of(machine.proposed(machine.at(2))) == {key("ada")}
+    machine.at(2, 999)
+    assert machine.head.round == 1
+
+
+def test_no_checkpoint_waits_for_its_turn_longer_than_a_window() -> None:
+    """Of twenty, the last has turn 19: nineteen graces would be almost two windows."""
+    tale = story(*TWENTY)
+    last = order_of(tale, tale.genesis, 1)[-1]
+    machine = Machine(tale, "ada", certifies=False)
+    machine.at(2, 500)
+    hasty = tale.grow(tale.genesis, slot=1, by=last)
+    assert machine.receive(hasty, early=True) == []
+    assert only(Adopt, machine.at(3)).head == hasty.here
 
 
 def test_who_is_no_certifier_has_no_turn() -> None:
@@ -230,13 +266,13 @@ def test_a_rival_that_holds_or_is_being_recomputed_is_not_rivalled() -> None:
 
 def test_a_rival_that_was_refused_is_replaced_at_the_next_turn() -> None:
     tale = story(*FOUR)
-    second = order_of(tale, tale.genesis, 1)[1]
+    first, second = order_of(tale, tale.genesis, 1)[:2]
     machine = Machine(tale, second)
     mine = tale.contribution("ada")
     machine.at(1)
     machine.receive(mine)
     machine.at(2)
-    machine.receive(tale.checkpoint(tale.genesis, slot=1, accepted=[mine], model_digest=id_of("wrong")))
+    machine.receive(tale.checkpoint(tale.genesis, slot=1, by=first, accepted=[mine], model_digest=id_of("wrong")))
     proposal = machine.proposed(machine.at(2, 100))
     assert members_of(proposal) == {key("ada")}
     assert machine.head.id == proposal.id

@@ -278,10 +278,10 @@ def test_checkpoints_are_recomputed_oldest_first_as_they_become_ready() -> None:
 
 
 def mismatch(tale: Story, **fields: Any) -> tuple[Rule, str]:
-    """How bob refuses a checkpoint of ada's that has these fields."""
+    """How bob refuses a checkpoint of cyd's, whose turn comes first, that has these fields."""
     machine = Machine(tale, "bob")
     machine.at(2)
-    actions = machine.receive(tale.checkpoint(tale.genesis, slot=1, **fields))
+    actions = machine.receive(tale.checkpoint(tale.genesis, slot=1, by="cyd", **fields))
     assert machine.head == tale.genesis
     assert not some(CastVote, actions)
     assert not only(Verified, actions).holds
@@ -360,7 +360,7 @@ def test_a_blob_that_cannot_be_had_delays_the_vote_and_refuses_nothing() -> None
     slow = tale.contribution("ada")
     machine.verdicts[slow.id] = DeltaUnavailable(contribution_id=slow.id)
     machine.at(2)
-    one = tale.grow(tale.genesis, slot=1, accepted=[slow])
+    one = tale.grow(tale.genesis, slot=1, by="cyd", accepted=[slow])
     assert not some(SignRefusal, machine.receive(one))
     assert not some(CheckDelta, machine.at(4, 999))
     machine.verdicts[slow.id] = DeltaChecked(contribution_id=slow.id)
@@ -386,7 +386,7 @@ def test_a_merge_that_fails_here_alone_is_tried_again_and_nothing_is_refused() -
     machine = Machine(tale, "bob", by_hand=True)
     mine = tale.contribution("ada")
     machine.at(2)
-    one = tale.grow(tale.genesis, slot=1, accepted=[mine])
+    one = tale.grow(tale.genesis, slot=1, by="cyd", accepted=[mine])
     machine.receive(one)
     merge = only(Merge, machine.feed(DeltaChecked(contribution_id=mine.id)))
     assert not some(SignRefusal, machine.feed(MergeFailed(key=merge.key, rule=None, detail="no space left")))
