@@ -57,6 +57,7 @@ class FakeNode:
     def __init__(self) -> None:
         self.asked: list[Any] = []
         self.status_reply = a_status()
+        self.adopt_reply = wire.AdoptReply(note="There is no conflict.")
         self.failure: Exception | None = None
         self.silent = False
         self.stopped = asyncio.Event()
@@ -111,7 +112,14 @@ class FakeNode:
     async def members(self, request: wire.MembersRequest) -> wire.MembersReply:
         self._note(request)
         me = wire.MemberLine(
-            key=OTTER, name="quiet-otter", contributes=True, certifies=True, standing="active", me=True
+            key=OTTER,
+            name="quiet-otter",
+            contributes=True,
+            certifies=True,
+            standing="active",
+            me=True,
+            last_vote_slot=50,
+            last_vote_ms=1,
         )
         invite = wire.InviteLine(grant=HEAD, invite_key=HERON, count=5, used=2, not_after_ms=1)
         return wire.MembersReply(members=[me], invites=[invite])
@@ -126,7 +134,25 @@ class FakeNode:
             raise NodeError(
                 f"no member is called {request.subject}", hint="See `fullrank members`.", exit_code=ExitCode.USAGE
             )
-        return wire.RevokeReply(subject=HERON)
+        reply = wire.RevokeReply(subject=HERON)
+        if request.whole_tree:
+            reply.admitted.extend(["bob", "cyd"])
+            reply.retiring.append("bob")
+        return reply
+
+    async def retire(self, request: wire.RetireRequest) -> wire.RetireReply:
+        self._note(request)
+        heron = wire.CertifierLine(
+            key=HERON, name="slow-heron", handle="slow-heron", last_vote_slot=12, last_vote_ms=1, connected=True
+        )
+        dan = wire.CertifierLine(key=HEAD, name="\x1b[2Jdan", handle="29292929")
+        if not request.preview:
+            heron.retirement_signatures = dan.retirement_signatures = 1
+        return wire.RetireReply(retired=[heron, dan], remaining=["quiet-otter"], signatures_needed=1, stalled=True)
+
+    async def adopt(self, request: wire.AdoptRequest) -> wire.AdoptReply:
+        self._note(request)
+        return self.adopt_reply
 
     async def leave_swarm(self, request: wire.LeaveSwarmRequest) -> wire.LeaveSwarmReply:
         self._note(request)

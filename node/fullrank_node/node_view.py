@@ -3,9 +3,12 @@
 import secrets
 from typing import TYPE_CHECKING
 
+from fullrank_node.adopting import adopt
 from fullrank_node.api import control_pb2 as wire
 from fullrank_node.errors import ExitCode, NodeError
-from fullrank_node.people import member_line, name_of_member, resolve_key
+from fullrank_node.people import member_line, name_of_member, note_last_vote
+from fullrank_node.retiring import retire, revoke
+from fullrank_node.root_actions import require_root, submit_or_explain
 from fullrank_node.round_lines import contribution_line, history_of_round, round_lines, switch_line
 from fullrank_node.status_reply import status_reply
 from fullrank_protocol.identity import SigningKey
@@ -13,10 +16,8 @@ from fullrank_protocol.link import Link
 from fullrank_protocol.membership import (
     ROLE_CERTIFY,
     ROLE_CONTRIBUTE,
-    Members,
     make_grant,
     make_leave,
-    make_revocation,
     root_action_id,
 )
 from fullrank_protocol.wire import objects_pb2
@@ -62,7 +63,7 @@ class DaemonView:
         members = runner.state.tree.head().members if runner is not None else None
         reply = wire.PeersReply()
         for info in self._node.network.peers():
-            reply.peers.add(
+            line = reply.peers.add(
                 key=info.key,
                 name=name_of_member(info.key, members),
                 addresses=info.addresses,
@@ -75,6 +76,8 @@ class DaemonView:
                 certifier=info.key in members.certifiers if members is not None else False,
                 archive=runner is not None and info.key in runner.exchange.archives,
             )
+            if runner is not None:
+                note_last_vote(line, info.key, runner.state.tree)
         return reply
 
     async def members(self, request: wire.MembersRequest) -> wire.MembersReply:
@@ -102,7 +105,7 @@ class DaemonView:
     async def invite(self, request: wire.InviteRequest) -> wire.InviteReply:
         """Grant an invite; needs this node's key to be a root key."""
         runner = self._runner()
-        self._require_root(runner)
+        require_root(runner)
         invite = SigningKey.from_seed(secrets.token_bytes(32))
         roles = ROLE_CONTRIBUTE | (ROLE_CERTIFY if request.certify else 0)
         grant = make_grant(
@@ -123,19 +126,15 @@ class DaemonView:
 
     async def revoke(self, request: wire.RevokeRequest) -> wire.RevokeReply:
         """Take a member's or an invite's rights away; needs this node's key to be a root key."""
-        runner = self._runner()
-        self._require_root(runner)
-        members = runner.state.tree.head().members
-        subject = resolve_key(request.subject, members)
-        envelope = make_revocation(
-            runner.key,
-            swarm=runner.genesis.swarm,
-            subject=subject,
-            whole_tree=request.whole_tree,
-            issued_at_ms=runner.clock.now_ms(),
-        )
-        self._submit_or_explain(runner, envelope)
-        return wire.RevokeReply(subject=subject, note="It takes effect with the next checkpoint.")
+        return revoke(self._runner(), request)
+
+    async def retire(self, request: wire.RetireRequest) -> wire.RetireReply:
+        """Retire certifiers that are gone for good; needs this node's key to be a root key."""
+        return retire(self._runner(), request)
+
+    async def adopt(self, request: wire.AdoptRequest) -> wire.AdoptReply:
+        """Choose between two conflicting histories with a root key, or follow the root's choice."""
+        return adopt(self._runner(), request)
 
     async def leave_swarm(self, request: wire.LeaveSwarmRequest) -> wire.LeaveSwarmReply:
         """Sign and publish that this member leaves."""
@@ -148,7 +147,7 @@ class DaemonView:
             issued_at_ms=runner.clock.now_ms(),
             certifier_role_only=request.certifier_role_only,
         )
-        self._submit_or_explain(runner, envelope)
+        submit_or_explain(runner, envelope)
         return wire.LeaveSwarmReply(note="It takes effect with the next checkpoint; keep the node running until then.")
 
     # ---- running ---------------------------------------------------------------------------------
@@ -189,27 +188,6 @@ class DaemonView:
                 exit_code=ExitCode.RETRY,
             )
         return runner
-
-    def _require_root(self, runner: "Runner") -> None:
-        if runner.key.public_key not in runner.genesis.membership.root_keys:
-            raise NodeError(
-                "this needs a root key of the swarm, and this node's key is none",
-                hint="Ask the founder: `fullrank invite` and `fullrank revoke` work on the founding node.",
-                exit_code=ExitCode.PERMISSION,
-            )
-
-    def _submit_or_explain(self, runner: "Runner", envelope: "object") -> None:
-        from fullrank_protocol.envelope import Envelope
-        from fullrank_protocol.errors import RejectError
-
-        assert isinstance(envelope, Envelope)
-        head = runner.state.tree.head()
-        slot = max(runner.genesis.slot_at(runner.clock.now_ms()), head.slot + 1)
-        try:
-            _: Members = head.members.apply(envelope, slot=slot, genesis=runner.genesis)
-        except RejectError as error:
-            raise NodeError(f"the swarm would refuse this: {error.detail}") from error
-        runner.submit(envelope)
 
 
 def make_link(node: "Node", *, invite: bytes | None) -> Link:

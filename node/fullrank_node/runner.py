@@ -246,16 +246,8 @@ class Runner:
                 self._start_training(action)
             case io.FetchSnapshot():
                 self._spawn(self.snapshots.fetch(action))
-            case io.Alarm(ours=ours, theirs=theirs):
-                text = (
-                    f"two conflicting checkpoints are final: {ours.checkpoint.hex()[:12]} of slot {ours.slot} "
-                    f"and {theirs.checkpoint.hex()[:12]} of slot {theirs.slot}"
-                )
-                self.warnings["conflict"] = text
-                log.error("%s. This node keeps what it has, and stops voting until the root has chosen one.", text)
-            case io.Settled(final=final):
-                self.warnings.pop("conflict", None)
-                log.warning("The root has chosen: going on from %s, slot %d.", final.checkpoint.hex()[:12], final.slot)
+            case io.Alarm() | io.Settled():
+                self.tell_of_conflict(action)
             case _:
                 assert_never(action)
 
@@ -346,6 +338,22 @@ class Runner:
         self.masters.collect(self.state)
         for callback in self.on_final:
             callback()
+
+    def tell_of_conflict(self, action: io.Alarm | io.Settled) -> None:
+        """Say loudly that two final checkpoints contradict each other, or that this is over."""
+        if isinstance(action, io.Settled):
+            self.warnings.pop("conflict", None)
+            final = action.final
+            log.warning("The root has chosen: going on from %s, slot %d.", final.checkpoint.hex()[:12], final.slot)
+            return
+        ours, theirs = (f"{mark.checkpoint.hex()[:12]} of slot {mark.slot}" for mark in (action.ours, action.theirs))
+        self.warnings["conflict"] = f"two final checkpoints contradict each other: {ours}, kept here, and {theirs}"
+        log.error(
+            "%s. More than a third of the certifiers have signed on both sides, or the root has retired some that "
+            "were alive. This node neither votes nor proposes until the root has chosen one: `fullrank status` says "
+            "what to do, `fullrank adopt` does it.",
+            self.warnings["conflict"].capitalize(),
+        )
 
     def _start_training(self, action: io.Train) -> None:
         if self.trainer is None:

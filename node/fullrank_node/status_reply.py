@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 import psutil
 
 from fullrank_node.api import control_pb2 as wire
-from fullrank_node.finality_watch import silent_certifiers
+from fullrank_node.finality_reply import checkpoint_line, conflict_reply, finality_reply, stall_reply
 from fullrank_node.keeping import disk_limit_bytes
 from fullrank_node.node_keys import BASE_LOSS_KEY
 from fullrank_node.people import name_of_member
-from fullrank_protocol.chain import ChainState
-from fullrank_protocol.fork_choice import Tree
 from fullrank_protocol.identity import peer_id
 from fullrank_protocol.limits import PROTOCOL_VERSION
 from fullrank_protocol.round_state import FUTURE
@@ -52,6 +50,7 @@ def status_reply(node: "Node") -> wire.StatusReply:
         disk_limit_bytes=disk_limit_bytes(node.config) or 0,
         archive=node.config.archive,
         disk_free_bytes=shutil.disk_usage(node.home.path).free,
+        now_ms=now_ms,
         uptime_ms=now_ms - node.started_at_ms,
         training=_training(node, now_ms),
         device=wire.ComputeDevice(
@@ -103,14 +102,19 @@ def _add_chain(reply: wire.StatusReply, runner: "Runner") -> None:
     tree = runner.state.tree
     head = tree.head()
     reply.round = head.round
-    reply.head.CopyFrom(_line(head, runner))
-    reply.justified.CopyFrom(_line(tree.highest_justified(), runner))
-    reply.final.CopyFrom(_line(tree.state(tree.final.checkpoint), runner))
+    reply.head.CopyFrom(checkpoint_line(head, runner))
+    reply.justified.CopyFrom(checkpoint_line(tree.highest_justified(), runner))
+    reply.final.CopyFrom(checkpoint_line(tree.state(tree.final.checkpoint), runner))
     members = head.members
     reply.members, reply.certifiers = len(members.members), len(members.certifiers)
     reply.member = members.is_member(runner.key.public_key)
     reply.certifier = runner.key.public_key in members.certifiers
-    reply.finality.CopyFrom(_finality(tree, head))
+    reply.finality.CopyFrom(finality_reply(runner))
+    if (stall := stall_reply(runner)) is not None:
+        reply.finality.provisional = stall.HasField("provisional")
+        reply.stall.CopyFrom(stall)
+    if (conflict := conflict_reply(runner)) is not None:
+        reply.conflict.CopyFrom(conflict)
     losses = [row for row in runner.store.rounds(50) if row.heldout_loss is not None]
     base_loss = runner.store.get_meta(BASE_LOSS_KEY)
     if base_loss is not None:
@@ -121,28 +125,6 @@ def _add_chain(reply: wire.StatusReply, runner: "Runner") -> None:
     if ranks and ranks[-1].effective_rank is not None:
         full = min(min(module.out_features, module.in_features) for module in runner.genesis.modules)
         reply.rank.effective, reply.rank.round, reply.rank.of = ranks[-1].effective_rank, ranks[-1].round, full
-
-
-def _finality(tree: Tree, head: ChainState) -> wire.Finality:
-    """Votes for the newest checkpoint, and whose votes are missing where finality lags."""
-    counted = head.newest_set | head.second_set
-    finality = wire.Finality(
-        votes=len(counted) - len(tree.missing_voters(head.id)), needed=2 * len(head.newest_set) // 3 + 1
-    )
-    if tree.is_final(head):
-        return finality
-    missing = sorted(name_of_member(key, head.members) for key in silent_certifiers(tree, head))
-    finality.waiting_for.extend(missing)
-    if missing:
-        finality.reason = f"waiting for certifiers: {', '.join(missing)}"
-    else:
-        finality.reason = "waiting for the next slot's checkpoint"
-    return finality
-
-
-def _line(state: ChainState, runner: "Runner") -> wire.CheckpointLine:
-    digest = state.model_digest or runner.state.base_digest
-    return wire.CheckpointLine(id=state.id, slot=state.slot, round=state.round, digest=digest)
 
 
 def _add_own(reply: wire.StatusReply, runner: "Runner") -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fullrank_protocol.chain import ChainState, contribution_staleness
+from fullrank_protocol.chain import ChainState, common_ancestor, contribution_staleness
 from fullrank_protocol.errors import IgnoreError, RejectError
 from fullrank_protocol.genesis import Policy
 from fullrank_protocol.intake import release
@@ -22,7 +22,7 @@ from fullrank_protocol.round_io import (
     SignTakeUp,
     Train,
 )
-from fullrank_protocol.round_state import ANY_HEAD, DeltaStatus, Proposal, RoundState, withdraw
+from fullrank_protocol.round_state import ANY_HEAD, Candidate, DeltaStatus, Proposal, RoundState, offer, withdraw
 from fullrank_protocol.verifying import contributions, merge, unverified
 from fullrank_protocol.vote import Vote
 from fullrank_protocol.wire import objects_pb2 as wire
@@ -73,8 +73,21 @@ def forget_old(state: RoundState) -> None:
 def adopt_choice(state: RoundState) -> None:
     """Leave the own final checkpoint for the root's choice, where the owner wants it and the choice is verified."""
     tree = state.tree
-    if tree.conflict is not None and tree.chosen is not None and tree.chosen.checkpoint == state.adopting:
-        tree.adopt_chosen()
+    if tree.conflict is None or tree.chosen is None or tree.chosen.checkpoint != state.adopting:
+        return
+    left = tree.state(tree.final.checkpoint)
+    if tree.adopt_chosen():
+        _offer_again(state, left)
+
+
+def _offer_again(state: RoundState, left: ChainState) -> None:
+    """Contributions of a final history that this node has left may still count on the chosen one, as stale ones."""
+    tree = state.tree
+    fork = common_ancestor(left, tree.state(tree.final.checkpoint), lookup=tree.lookup)
+    for node in tree.chain(left.id, above_slot=fork.slot):
+        assert node.checkpoint is not None
+        for contribution in contributions(node.checkpoint):
+            offer(state, Candidate(contribution, received_at_ms=state.now_ms))
 
 
 def finalise(state: RoundState) -> Iterator[Action]:

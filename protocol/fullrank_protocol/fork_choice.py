@@ -133,6 +133,11 @@ class Tree:
         node = self.nodes[checkpoint]
         return (node.state.newest_set | node.state.second_set) - node.voters
 
+    def latest_vote(self, voter: bytes) -> Vote | None:
+        """The valid vote of a certifier with the highest target slot; None where none is known."""
+        record = self._votes_of.get(voter)
+        return record.latest if record is not None else None
+
     # ---- changing --------------------------------------------------------------------------------
 
     def follow(self, checkpoint: Checkpoint) -> ChainState:

@@ -130,14 +130,21 @@ def _receive_checkpoint(state: RoundState, envelope: Envelope, now_ms: int) -> I
         offer(state, Candidate(contribution, received_at_ms=now_ms))
     for vote in checkpoint.votes:
         _note_own_vote(state, vote)
-    for record in checkpoint.records:  # If this branch loses, another one must carry them.
-        state.records.setdefault(record.id, record)
+    yield from _take_records(state, checkpoint, now_ms)
     for piece in checkpoint.evidence:
         if all(other.accused != piece.accused for other in state.evidence.values()):
             state.evidence[piece.id] = piece
     state.known.update(carried(checkpoint))
     yield Keep(envelope=envelope, slot=checkpoint.slot)
     yield from _report(state, offences)
+
+
+def _take_records(state: RoundState, checkpoint: Checkpoint, now_ms: int) -> Iterator[Action]:
+    """If this branch loses, another one must carry them. Choices are heeded by those, too, who see them only here."""
+    for record in checkpoint.records:
+        state.records.setdefault(record.id, record)
+        if record.type == wire.CHOICE:
+            yield from receive(state, record, now_ms)
 
 
 def _is_referred_to(state: RoundState, checkpoint: Checkpoint) -> bool:

@@ -43,7 +43,7 @@ _ENVELOPE_ROOM = 256
 _FIELD_ROOM = 8
 """Bytes of an object's tag and length inside a checkpoint, rounded up."""
 
-_RECORD_ORDER = (
+RECORD_ORDER = (
     wire.REVOCATION,
     wire.GRANT,
     wire.ADMISSION,
@@ -191,7 +191,7 @@ def choose_records(state: RoundState, head: ChainState, *, slot: int) -> RecordC
     taken: list[Envelope] = []
     at_once: frozenset[bytes] = frozenset()
     waiting = False
-    order = sorted(state.records.values(), key=lambda r: (_RECORD_ORDER.index(r.type), r.id))
+    order = sorted(state.records.values(), key=lambda r: (RECORD_ORDER.index(r.type), r.id))
     for record in order:
         if len(taken) == MAX_CARRIED_RECORDS:
             waiting = True

@@ -20,6 +20,7 @@ from fullrank_protocol.round_io import (
     Verified,
 )
 from fullrank_protocol.round_state import ASK_AGAIN_MS, DeltaStatus, RoundState, is_held
+from fullrank_protocol.wire import objects_pb2 as wire
 
 
 def check_deltas(state: RoundState, now_ms: int) -> Iterator[Action]:
@@ -177,11 +178,11 @@ def contributions(checkpoint: Checkpoint) -> list[Contribution]:
 
 
 def carried(checkpoint: Checkpoint) -> list[bytes]:
-    """Ids of everything that came inside a checkpoint, and need not come by itself any more."""
+    """Ids of everything that came inside a checkpoint, and need not come by itself any more; choices are looked at."""
     return [
         *(contribution.id for contribution in contributions(checkpoint)),
         *(vote.id for vote in checkpoint.votes),
-        *(record.id for record in checkpoint.records),
+        *(record.id for record in checkpoint.records if record.type != wire.CHOICE),
         *(piece.id for piece in checkpoint.evidence),
     ]
 

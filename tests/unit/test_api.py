@@ -81,6 +81,12 @@ async def failure(home: Home, name: str, **arguments: Any) -> NodeError:
             {"subject": "slow-heron", "whole_tree": True},
             wire.RevokeRequest(subject="slow-heron", whole_tree=True),
         ),
+        (
+            "retire",
+            {"subjects": ["dan", "eve"], "preview": True},
+            wire.RetireRequest(subjects=["dan", "eve"], preview=True),
+        ),
+        ("adopt", {"checkpoint": "29292929", "preview": False}, wire.AdoptRequest(checkpoint="29292929")),
         ("leave_swarm", {"certifier_role_only": True}, wire.LeaveSwarmRequest(certifier_role_only=True)),
         ("pause", {"for_ms": 60_000}, wire.PauseRequest(for_ms=60_000)),
         ("resume", {}, wire.ResumeRequest()),

@@ -15,7 +15,7 @@ import pytest
 
 import fullrank_node
 from fullrank_node.api import control_pb2 as wire
-from fullrank_node.cli import join, lifecycle, main, options, render
+from fullrank_node.cli import adopt, join, lifecycle, main, options, render, retire
 from fullrank_node.cli.status_screen import status_lines
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.home import Home
@@ -133,8 +133,8 @@ async def test_status_without_a_daemon_imports_no_heavy_library(home: Home) -> N
 def test_help_lists_every_command(run: Run) -> None:
     listed = run("--help").out
     commands = (
-        "create join start stop status history peers pull verify invite members revoke leave logs doctor demo pause "
-        "resume finish data config key version"
+        "create join start stop status history peers pull verify invite members revoke retire adopt leave logs doctor "
+        "demo pause resume finish data config key version"
     )
     for name in commands.split():
         assert f"\n  {name} " in listed
@@ -258,6 +258,54 @@ def test_a_head_that_is_final_is_shown_with_its_votes() -> None:
     assert "final" not in lines
 
 
+def test_a_justified_round_between_head_and_final_is_shown() -> None:
+    status = fake_node.a_status()
+    status.justified.CopyFrom(status.head)
+    assert dict(status_lines(status))["model"].startswith("round 41, justified to round 41, final to round 40, digest")
+
+
+def a_stalled_status() -> wire.StatusReply:
+    status = fake_node.a_status()
+    status.now_ms = 100_000_000
+    status.stall.since_slot, status.stall.since_ms = 12, 6_400_000
+    status.stall.present.add(name="ada")
+    status.stall.missing.add(name="dan", last_vote_slot=11, last_vote_ms=6_000_000)
+    status.stall.missing.add(name="\x1b[2Jeve")
+    status.stall.provisional.round, status.stall.provisional.slot, status.stall.provisional.id = 40, 49, fake_node.OTTER
+    status.stall.advice = "they come back"
+    return status
+
+
+def test_a_stall_is_shown_with_who_is_missing_what_stands_and_what_to_do() -> None:
+    lines = dict(status_lines(a_stalled_status()))
+    assert lines["STALLED"] == ("nothing has become final since slot 12, 26 h ago: 1 of 3 certifiers are there (ada)")
+    assert lines["missing"] == (
+        "dan (last vote: slot 11, 26 h 7 min ago), \N{REPLACEMENT CHARACTER}[2Jeve (no vote known)"
+    )
+    assert lines["so far"] == "round 40 of slot 49 is provisionally final: `fullrank pull --provisional`"
+    assert lines["what now"] == "they come back"
+    assert "final" not in lines
+
+
+def test_a_stall_without_anything_provisional_says_so() -> None:
+    status = a_stalled_status()
+    status.stall.ClearField("provisional")
+    assert dict(status_lines(status))["so far"] == "nothing is provisionally final"
+
+
+def test_a_conflict_is_shown_with_both_checkpoints_and_what_to_do() -> None:
+    status = fake_node.a_status()
+    status.state, status.reason = wire.NODE_TROUBLED, "two final checkpoints contradict each other"
+    status.warnings.append(status.reason)
+    status.conflict.CopyFrom(a_conflict())
+    lines = status_lines(status)
+    assert "in trouble (two final checkpoints contradict each other)" in lines[0][1]
+    assert dict(lines)["here"] == "050505050505 of slot 5, round 4, voted for by ada, bob"
+    assert dict(lines)["other"] == "090909090909 of slot 9, round 8, voted for by bob, cyd"
+    assert dict(lines)["what now"] == "tell the founder"
+    assert "warning" not in dict(lines)  # The first line has said it.
+
+
 def test_unreachable_peers_and_warnings_have_lines_of_their_own() -> None:
     status = fake_node.a_status()
     status.connection_failures.add(address="/ip4/1.2.3.4/tcp/1", detail="no answer in 10 s")
@@ -308,6 +356,8 @@ async def test_names_of_strangers_cannot_steer_the_terminal(ask: Any) -> None:
 async def test_members_shows_roles_and_invites(ask: Any) -> None:
     shown = (await ask("members")).out
     assert "quiet-otter (this node)  01010101  active  trains, certifies" in shown
+    assert "last vote" in shown
+    assert "slot 50, " in shown
     assert "expired" in shown
     assert (await ask("members", "--json")).object()["invites"][0]["used"] == 2
 
@@ -323,11 +373,123 @@ async def test_invite_prints_only_the_link_on_standard_output(ask: Any, view: fa
 
 
 async def test_revoke_passes_the_subject_and_reports_the_daemons_reason(ask: Any, view: fake_node.FakeNode) -> None:
-    assert (await ask("revoke", "slow-heron", "--whole-tree", "--yes")).out == "revoked 02020202\n"
-    assert view.asked == [wire.RevokeRequest(subject="slow-heron", whole_tree=True)]
+    assert (await ask("revoke", "slow-heron", "--yes")).out == "revoked 02020202\n"
+    assert view.asked == [wire.RevokeRequest(subject="slow-heron")]
     refused = await ask("revoke", "nobody", "--yes")
     assert refused.code == ExitCode.USAGE
     assert refused.err == "error: no member is called nobody\nhint: See `fullrank members`.\n"
+
+
+async def test_revoking_a_whole_tree_shows_whom_it_hits_before_it_does(ask: Any, view: fake_node.FakeNode) -> None:
+    asked = await ask("revoke", "slow-heron", "--whole-tree")
+    assert asked.code == ExitCode.USAGE
+    assert "members  bob, cyd" in asked.err
+    assert "retires  bob: certifiers leave one after another" in asked.err
+    assert "Revoke slow-heron and 2 members that it admitted?" in asked.err
+    assert [each.preview for each in view.asked] == [True]
+    assert (await ask("revoke", "slow-heron", "--whole-tree", "--yes")).out == "revoked 02020202\n"
+    assert view.asked[-1] == wire.RevokeRequest(subject="slow-heron", whole_tree=True)
+
+
+async def test_retire_tells_whom_when_and_at_what_risk_before_it_signs(ask: Any, view: fake_node.FakeNode) -> None:
+    asked = await ask("retire", "slow-heron", "dan")
+    assert asked.code == ExitCode.USAGE
+    assert "retires  slow-heron 02020202   last vote: slot 12, " in asked.err
+    assert "CONNECTED TO THIS NODE NOW" in asked.err
+    assert "\N{REPLACEMENT CHARACTER}[2Jdan 29292929   no vote of it is known here" in asked.err
+    assert "leaves   1 certifier: quiet-otter" in asked.err
+    assert "acts     at once: the chain is stalled, the next checkpoint does it, for all together" in asked.err
+    assert "both sides may" in asked.err
+    assert "`fullrank adopt`" in asked.err
+    assert view.asked == [wire.RetireRequest(subjects=["slow-heron", "dan"], preview=True)]
+
+
+async def test_retire_signs_for_the_very_keys_that_it_has_shown(ask: Any, view: fake_node.FakeNode) -> None:
+    outcome = await ask("retire", "slow-heron", "dan", "--yes")
+    assert view.asked[-1] == wire.RetireRequest(subjects=[fake_node.HERON.hex(), fake_node.HEAD.hex()])
+    assert outcome.out.splitlines()[0] == "signed: slow-heron, \N{REPLACEMENT CHARACTER}[2Jdan"
+    assert outcome.out.splitlines()[1].startswith("They stop counting at once")
+    found = (await ask("retire", "dan", "--yes", "--json")).object()
+    assert found["retired"][0]["retirement_signatures"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"stalled": True}, "at once"),
+        (
+            {"stalls_in_slots": 40, "stalls_in_ms": 12_000_000},
+            "in 40 slots (3 h 20 min), when finality has been missing",
+        ),
+        ({}, "within some slots, when the checkpoint that says so is final"),
+    ],
+)
+def test_when_a_retirement_acts_is_said_in_slots_and_time(fields: dict[str, Any], words: str) -> None:
+    reply = wire.RetireReply(retired=[wire.CertifierLine(name="dan")], **fields)
+    assert retire.effect_text(reply).startswith(words)
+
+
+def test_a_signature_that_another_root_key_has_given_is_shown_with_its_age() -> None:
+    line = wire.CertifierLine(name="dan", retirement_signatures=1, retirement_issued_ms=1_000)
+    planned = wire.RetireReply(retired=[line], signatures_needed=2)
+    shown = "\n".join(retire.consent_lines(planned, now_ms=3_601_000))
+    assert "signed by 1 of 2 root keys, 60 min ago" in shown
+
+
+async def test_adopt_without_a_conflict_says_so_and_asks_nothing(ask: Any, view: fake_node.FakeNode) -> None:
+    outcome = await ask("adopt", "29292929")
+    assert (outcome.code, outcome.out, outcome.err) == (ExitCode.OK, "There is no conflict.\n", "")
+    assert view.asked == [wire.AdoptRequest(checkpoint="29292929", preview=True)]
+
+
+def a_conflict() -> wire.Conflict:
+    ours, theirs = (
+        wire.ConflictLine(checkpoint=wire.CheckpointLine(id=bytes([n]) * 32, slot=n, round=n - 1), voters=voters)
+        for n, voters in ((5, ["ada", "bob"]), (9, ["bob", "cyd"]))
+    )
+    return wire.Conflict(ours=ours, theirs=theirs, advice="tell the founder")
+
+
+async def test_adopt_shows_both_histories_and_what_is_left_before_it_acts(ask: Any, view: fake_node.FakeNode) -> None:
+    conflict = a_conflict()
+    view.adopt_reply = wire.AdoptReply(
+        conflict=conflict,
+        checkpoint=conflict.theirs.checkpoint,
+        follows=True,
+        fork_round=2,
+        rounds_left=4,
+        final_rounds_left=2,
+        deltas_left=3,
+        deltas_offered=True,
+        note="this node goes on from 090909090909",
+    )
+    asked = await ask("adopt", "0909")
+    assert asked.code == ExitCode.USAGE
+    assert "here     050505050505 of slot 5, round 4, voted for by ada, bob" in asked.err
+    assert "other    090909090909 of slot 9, round 8, voted for by bob, cyd" in asked.err
+    assert "leaves   4 rounds of this node's history after round 2, 2 of them final here" in asked.err
+    assert "deltas   3 deltas of this node's own: offered again, to count as late ones" in asked.err
+    assert "Leave this node's final checkpoint and follow the founder's choice, 090909090909 of slot 9?" in asked.err
+    done = await ask("adopt", "0909", "--yes")
+    assert done.out == "this node goes on from 090909090909\n"
+    assert view.asked[-1] == wire.AdoptRequest(checkpoint="09" * 32)
+
+
+def test_adopt_says_what_the_root_signs_and_which_deltas_are_lost() -> None:
+    conflict = a_conflict()
+    planned = wire.AdoptReply(
+        conflict=conflict,
+        checkpoint=conflict.theirs.checkpoint,
+        signs=True,
+        signatures_needed=2,
+        follows=True,
+        deltas_left=1,
+    )
+    shown = "\n".join(adopt.consent_lines(planned))
+    assert "signs    the root's choice of 090909090909" in shown
+    assert "counts when 2 root keys have signed the same" in shown
+    assert "1 delta of this node's own: lost, for too many rounds" in shown
+    assert adopt.question(planned) == "Choose 090909090909 of slot 9 for the whole swarm, and leave this node's own?"
 
 
 async def test_a_question_that_nobody_can_answer_is_not_taken_for_yes(ask: Any, view: fake_node.FakeNode) -> None:

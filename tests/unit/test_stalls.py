@@ -11,6 +11,7 @@ from fullrank_protocol.errors import RejectError, Rule
 from fullrank_protocol.membership import make_revocation
 from fullrank_protocol.provisional import provisional_finality
 from fullrank_protocol.round_io import Alarm, CastVote, ChoiceAdopted, Drop, Keep, Settled, SignCheckpoint
+from fullrank_protocol.round_state import DeltaStatus
 from fullrank_protocol.vote import make_choice
 
 FIVE = ("ada", "bob", "cyd", "dan", "eve")
@@ -321,3 +322,33 @@ def test_a_choice_is_carried_for_everybody_to_read() -> None:
     machine = split.machine(*split.ours, *split.theirs, choice(split.tale, split.one))
     signed = [each for slot in range(9, 20) for each in machine.at(slot, 900) if isinstance(each, SignCheckpoint)]
     assert len(signed[0].checkpoint.records) == 1
+
+
+def test_a_choice_that_comes_only_inside_a_checkpoint_is_heeded() -> None:
+    split = Split()
+    machine = split.machine(*split.ours, *split.theirs)
+    machine.receive(split.tale.grow(split.six, slot=7, by="bob", records=[choice(split.tale, split.five)]))
+    assert machine.state.tree.chosen == split.five.here
+    machine.feed(ChoiceAdopted(checkpoint=split.five.id))
+    assert machine.state.tree.final == split.five.here
+    assert machine.restarted().state.tree.chosen == split.five.here
+
+
+def test_contributions_of_the_history_that_is_left_are_offered_again() -> None:
+    """What was final is no candidate any more; on the chosen chain it may still count, as a stale one."""
+    tale = Story(swarm_with(*FOUR))
+    mine = tale.contribution("ada")
+    one = tale.grow(tale.genesis, slot=1, accepted=[mine])
+    two = tale.grow(one, slot=2, votes=tale.votes("ada bob cyd", one))
+    five = tale.grow(tale.genesis, slot=5, by="bob")
+    six = tale.grow(five, slot=6, by="bob", votes=tale.votes("bob cyd dan", five))
+    machine = Machine(tale)
+    machine.at(8)
+    machine.receive(one, two, *tale.votes("ada bob cyd", two))
+    assert mine.id not in machine.state.candidates
+    machine.receive(five, six, *tale.votes("bob cyd dan", six), choice(tale, five))
+    machine.feed(ChoiceAdopted(checkpoint=five.id))
+    machine.at(8, 100)  # Its delta is looked at again.
+    assert machine.state.candidates[mine.id].status is DeltaStatus.READY
+    signed = [each for slot in range(9, 20) for each in machine.at(slot, 900) if isinstance(each, SignCheckpoint)]
+    assert len(signed[0].checkpoint.accepted) == 1

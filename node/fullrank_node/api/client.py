@@ -4,6 +4,7 @@ Synchronous on purpose: a command asks once and prints, and asyncio would cost i
 """
 
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -100,10 +101,20 @@ class ControlClient:
         request = wire.InviteRequest(count=count, valid_for_ms=valid_for_ms, certify=certify)
         return self._call(self._stub.Invite, request, wire.InviteReply)
 
-    def revoke(self, subject: str, *, whole_tree: bool) -> wire.RevokeReply:
-        """Takes rights away from a member or an invite."""
-        request = wire.RevokeRequest(subject=subject, whole_tree=whole_tree)
+    def revoke(self, subject: str, *, whole_tree: bool, preview: bool = False) -> wire.RevokeReply:
+        """Takes rights away from a member or an invite, or with `preview` tells from whom."""
+        request = wire.RevokeRequest(subject=subject, whole_tree=whole_tree, preview=preview)
         return self._call(self._stub.Revoke, request, wire.RevokeReply)
+
+    def retire(self, subjects: Sequence[str], *, preview: bool) -> wire.RetireReply:
+        """Takes certifiers out of the count, or with `preview` tells what that would do."""
+        request = wire.RetireRequest(subjects=subjects, preview=preview)
+        return self._call(self._stub.Retire, request, wire.RetireReply)
+
+    def adopt(self, checkpoint: str, *, preview: bool) -> wire.AdoptReply:
+        """Chooses or follows one of two conflicting checkpoints, or with `preview` tells what that would do."""
+        request = wire.AdoptRequest(checkpoint=checkpoint, preview=preview)
+        return self._call(self._stub.Adopt, request, wire.AdoptReply)
 
     def leave_swarm(self, *, certifier_role_only: bool) -> wire.LeaveSwarmReply:
         """Leaves the swarm, or only the certifiers."""

@@ -45,7 +45,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("node_name", "member_key", "peer_id", "software", "protocol_version", "swarm", "swarm_name", "base", "state", "reason", "round", "slot", "slot_ends_in_ms", "slot_window_ms", "training", "device", "limits_acting", "peers_connected", "peers_known", "reachability", "addresses", "connection_failures", "member", "certifier", "members", "certifiers", "head", "justified", "final", "finality", "mine", "bytes_up", "bytes_down", "rank", "held_out_loss_base", "held_out_loss_now", "held_out_loss_round", "disk_used_bytes", "disk_free_bytes", "uptime_ms", "processes", "warnings", "disk_limit_bytes", "archive")
+    __slots__ = ("node_name", "member_key", "peer_id", "software", "protocol_version", "swarm", "swarm_name", "base", "state", "reason", "round", "slot", "slot_ends_in_ms", "slot_window_ms", "training", "device", "limits_acting", "peers_connected", "peers_known", "reachability", "addresses", "connection_failures", "member", "certifier", "members", "certifiers", "head", "justified", "final", "finality", "mine", "bytes_up", "bytes_down", "rank", "held_out_loss_base", "held_out_loss_now", "held_out_loss_round", "disk_used_bytes", "disk_free_bytes", "uptime_ms", "processes", "warnings", "disk_limit_bytes", "archive", "stall", "conflict", "now_ms")
     NODE_NAME_FIELD_NUMBER: _ClassVar[int]
     MEMBER_KEY_FIELD_NUMBER: _ClassVar[int]
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +90,9 @@ class StatusReply(_message.Message):
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     DISK_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     ARCHIVE_FIELD_NUMBER: _ClassVar[int]
+    STALL_FIELD_NUMBER: _ClassVar[int]
+    CONFLICT_FIELD_NUMBER: _ClassVar[int]
+    NOW_MS_FIELD_NUMBER: _ClassVar[int]
     node_name: str
     member_key: bytes
     peer_id: str
@@ -134,7 +137,10 @@ class StatusReply(_message.Message):
     warnings: _containers.RepeatedScalarFieldContainer[str]
     disk_limit_bytes: int
     archive: bool
-    def __init__(self, node_name: _Optional[str] = ..., member_key: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., software: _Optional[str] = ..., protocol_version: _Optional[int] = ..., swarm: _Optional[bytes] = ..., swarm_name: _Optional[str] = ..., base: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., reason: _Optional[str] = ..., round: _Optional[int] = ..., slot: _Optional[int] = ..., slot_ends_in_ms: _Optional[int] = ..., slot_window_ms: _Optional[int] = ..., training: _Optional[_Union[TrainingProgress, _Mapping]] = ..., device: _Optional[_Union[ComputeDevice, _Mapping]] = ..., limits_acting: _Optional[_Iterable[str]] = ..., peers_connected: _Optional[int] = ..., peers_known: _Optional[int] = ..., reachability: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., connection_failures: _Optional[_Iterable[_Union[ConnectionFailure, _Mapping]]] = ..., member: _Optional[bool] = ..., certifier: _Optional[bool] = ..., members: _Optional[int] = ..., certifiers: _Optional[int] = ..., head: _Optional[_Union[CheckpointLine, _Mapping]] = ..., justified: _Optional[_Union[CheckpointLine, _Mapping]] = ..., final: _Optional[_Union[CheckpointLine, _Mapping]] = ..., finality: _Optional[_Union[Finality, _Mapping]] = ..., mine: _Optional[_Union[OwnContributions, _Mapping]] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., rank: _Optional[_Union[AccumulatedRank, _Mapping]] = ..., held_out_loss_base: _Optional[float] = ..., held_out_loss_now: _Optional[float] = ..., held_out_loss_round: _Optional[int] = ..., disk_used_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., processes: _Optional[_Union[Processes, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., disk_limit_bytes: _Optional[int] = ..., archive: _Optional[bool] = ...) -> None: ...
+    stall: Stall
+    conflict: Conflict
+    now_ms: int
+    def __init__(self, node_name: _Optional[str] = ..., member_key: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., software: _Optional[str] = ..., protocol_version: _Optional[int] = ..., swarm: _Optional[bytes] = ..., swarm_name: _Optional[str] = ..., base: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., reason: _Optional[str] = ..., round: _Optional[int] = ..., slot: _Optional[int] = ..., slot_ends_in_ms: _Optional[int] = ..., slot_window_ms: _Optional[int] = ..., training: _Optional[_Union[TrainingProgress, _Mapping]] = ..., device: _Optional[_Union[ComputeDevice, _Mapping]] = ..., limits_acting: _Optional[_Iterable[str]] = ..., peers_connected: _Optional[int] = ..., peers_known: _Optional[int] = ..., reachability: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., connection_failures: _Optional[_Iterable[_Union[ConnectionFailure, _Mapping]]] = ..., member: _Optional[bool] = ..., certifier: _Optional[bool] = ..., members: _Optional[int] = ..., certifiers: _Optional[int] = ..., head: _Optional[_Union[CheckpointLine, _Mapping]] = ..., justified: _Optional[_Union[CheckpointLine, _Mapping]] = ..., final: _Optional[_Union[CheckpointLine, _Mapping]] = ..., finality: _Optional[_Union[Finality, _Mapping]] = ..., mine: _Optional[_Union[OwnContributions, _Mapping]] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., rank: _Optional[_Union[AccumulatedRank, _Mapping]] = ..., held_out_loss_base: _Optional[float] = ..., held_out_loss_now: _Optional[float] = ..., held_out_loss_round: _Optional[int] = ..., disk_used_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., processes: _Optional[_Union[Processes, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., disk_limit_bytes: _Optional[int] = ..., archive: _Optional[bool] = ..., stall: _Optional[_Union[Stall, _Mapping]] = ..., conflict: _Optional[_Union[Conflict, _Mapping]] = ..., now_ms: _Optional[int] = ...) -> None: ...
 
 class TrainingProgress(_message.Message):
     __slots__ = ("step", "of", "loss_first", "loss_last", "ends_in_ms", "num_tokens", "tokens_per_second", "share_of_time")
@@ -203,6 +209,62 @@ class Finality(_message.Message):
     waiting_for: _containers.RepeatedScalarFieldContainer[str]
     provisional: bool
     def __init__(self, votes: _Optional[int] = ..., needed: _Optional[int] = ..., reason: _Optional[str] = ..., waiting_for: _Optional[_Iterable[str]] = ..., provisional: _Optional[bool] = ...) -> None: ...
+
+class Stall(_message.Message):
+    __slots__ = ("since_slot", "since_ms", "present", "missing", "provisional", "advice")
+    SINCE_SLOT_FIELD_NUMBER: _ClassVar[int]
+    SINCE_MS_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    PROVISIONAL_FIELD_NUMBER: _ClassVar[int]
+    ADVICE_FIELD_NUMBER: _ClassVar[int]
+    since_slot: int
+    since_ms: int
+    present: _containers.RepeatedCompositeFieldContainer[CertifierLine]
+    missing: _containers.RepeatedCompositeFieldContainer[CertifierLine]
+    provisional: CheckpointLine
+    advice: str
+    def __init__(self, since_slot: _Optional[int] = ..., since_ms: _Optional[int] = ..., present: _Optional[_Iterable[_Union[CertifierLine, _Mapping]]] = ..., missing: _Optional[_Iterable[_Union[CertifierLine, _Mapping]]] = ..., provisional: _Optional[_Union[CheckpointLine, _Mapping]] = ..., advice: _Optional[str] = ...) -> None: ...
+
+class CertifierLine(_message.Message):
+    __slots__ = ("key", "name", "handle", "last_vote_slot", "last_vote_ms", "connected", "retirement_signatures", "retirement_issued_ms")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    LAST_VOTE_SLOT_FIELD_NUMBER: _ClassVar[int]
+    LAST_VOTE_MS_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    RETIREMENT_SIGNATURES_FIELD_NUMBER: _ClassVar[int]
+    RETIREMENT_ISSUED_MS_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    name: str
+    handle: str
+    last_vote_slot: int
+    last_vote_ms: int
+    connected: bool
+    retirement_signatures: int
+    retirement_issued_ms: int
+    def __init__(self, key: _Optional[bytes] = ..., name: _Optional[str] = ..., handle: _Optional[str] = ..., last_vote_slot: _Optional[int] = ..., last_vote_ms: _Optional[int] = ..., connected: _Optional[bool] = ..., retirement_signatures: _Optional[int] = ..., retirement_issued_ms: _Optional[int] = ...) -> None: ...
+
+class Conflict(_message.Message):
+    __slots__ = ("ours", "theirs", "chosen", "advice")
+    OURS_FIELD_NUMBER: _ClassVar[int]
+    THEIRS_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    ADVICE_FIELD_NUMBER: _ClassVar[int]
+    ours: ConflictLine
+    theirs: ConflictLine
+    chosen: CheckpointLine
+    advice: str
+    def __init__(self, ours: _Optional[_Union[ConflictLine, _Mapping]] = ..., theirs: _Optional[_Union[ConflictLine, _Mapping]] = ..., chosen: _Optional[_Union[CheckpointLine, _Mapping]] = ..., advice: _Optional[str] = ...) -> None: ...
+
+class ConflictLine(_message.Message):
+    __slots__ = ("checkpoint", "voters")
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    VOTERS_FIELD_NUMBER: _ClassVar[int]
+    checkpoint: CheckpointLine
+    voters: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, checkpoint: _Optional[_Union[CheckpointLine, _Mapping]] = ..., voters: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class OwnContributions(_message.Message):
     __slots__ = ("accepted", "refused", "late", "pending", "last_refusal")
@@ -371,7 +433,7 @@ class PeersReply(_message.Message):
     def __init__(self, peers: _Optional[_Iterable[_Union[PeerLine, _Mapping]]] = ...) -> None: ...
 
 class PeerLine(_message.Message):
-    __slots__ = ("key", "name", "addresses", "connected", "outbound", "latency_ms", "last_seen_ms", "head_slot", "archive", "member", "certifier", "software")
+    __slots__ = ("key", "name", "addresses", "connected", "outbound", "latency_ms", "last_seen_ms", "head_slot", "archive", "member", "certifier", "software", "last_vote_slot", "last_vote_ms")
     KEY_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
@@ -384,6 +446,8 @@ class PeerLine(_message.Message):
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     CERTIFIER_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    LAST_VOTE_SLOT_FIELD_NUMBER: _ClassVar[int]
+    LAST_VOTE_MS_FIELD_NUMBER: _ClassVar[int]
     key: bytes
     name: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
@@ -396,7 +460,9 @@ class PeerLine(_message.Message):
     member: bool
     certifier: bool
     software: str
-    def __init__(self, key: _Optional[bytes] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., connected: _Optional[bool] = ..., outbound: _Optional[bool] = ..., latency_ms: _Optional[float] = ..., last_seen_ms: _Optional[int] = ..., head_slot: _Optional[int] = ..., archive: _Optional[bool] = ..., member: _Optional[bool] = ..., certifier: _Optional[bool] = ..., software: _Optional[str] = ...) -> None: ...
+    last_vote_slot: int
+    last_vote_ms: int
+    def __init__(self, key: _Optional[bytes] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., connected: _Optional[bool] = ..., outbound: _Optional[bool] = ..., latency_ms: _Optional[float] = ..., last_seen_ms: _Optional[int] = ..., head_slot: _Optional[int] = ..., archive: _Optional[bool] = ..., member: _Optional[bool] = ..., certifier: _Optional[bool] = ..., software: _Optional[str] = ..., last_vote_slot: _Optional[int] = ..., last_vote_ms: _Optional[int] = ...) -> None: ...
 
 class MembersRequest(_message.Message):
     __slots__ = ()
@@ -411,7 +477,7 @@ class MembersReply(_message.Message):
     def __init__(self, members: _Optional[_Iterable[_Union[MemberLine, _Mapping]]] = ..., invites: _Optional[_Iterable[_Union[InviteLine, _Mapping]]] = ...) -> None: ...
 
 class MemberLine(_message.Message):
-    __slots__ = ("key", "name", "contributes", "certifies", "admitted_slot", "standing", "accepted", "refused", "last_round", "root", "me")
+    __slots__ = ("key", "name", "contributes", "certifies", "admitted_slot", "standing", "accepted", "refused", "last_round", "root", "me", "last_vote_slot", "last_vote_ms")
     KEY_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTES_FIELD_NUMBER: _ClassVar[int]
@@ -423,6 +489,8 @@ class MemberLine(_message.Message):
     LAST_ROUND_FIELD_NUMBER: _ClassVar[int]
     ROOT_FIELD_NUMBER: _ClassVar[int]
     ME_FIELD_NUMBER: _ClassVar[int]
+    LAST_VOTE_SLOT_FIELD_NUMBER: _ClassVar[int]
+    LAST_VOTE_MS_FIELD_NUMBER: _ClassVar[int]
     key: bytes
     name: str
     contributes: bool
@@ -434,7 +502,9 @@ class MemberLine(_message.Message):
     last_round: int
     root: bool
     me: bool
-    def __init__(self, key: _Optional[bytes] = ..., name: _Optional[str] = ..., contributes: _Optional[bool] = ..., certifies: _Optional[bool] = ..., admitted_slot: _Optional[int] = ..., standing: _Optional[str] = ..., accepted: _Optional[int] = ..., refused: _Optional[int] = ..., last_round: _Optional[int] = ..., root: _Optional[bool] = ..., me: _Optional[bool] = ...) -> None: ...
+    last_vote_slot: int
+    last_vote_ms: int
+    def __init__(self, key: _Optional[bytes] = ..., name: _Optional[str] = ..., contributes: _Optional[bool] = ..., certifies: _Optional[bool] = ..., admitted_slot: _Optional[int] = ..., standing: _Optional[str] = ..., accepted: _Optional[int] = ..., refused: _Optional[int] = ..., last_round: _Optional[int] = ..., root: _Optional[bool] = ..., me: _Optional[bool] = ..., last_vote_slot: _Optional[int] = ..., last_vote_ms: _Optional[int] = ...) -> None: ...
 
 class InviteLine(_message.Message):
     __slots__ = ("grant", "invite_key", "count", "used", "not_after_ms", "certifies", "revoked")
@@ -475,20 +545,88 @@ class InviteReply(_message.Message):
     def __init__(self, link: _Optional[str] = ..., grant: _Optional[bytes] = ..., note: _Optional[str] = ...) -> None: ...
 
 class RevokeRequest(_message.Message):
-    __slots__ = ("subject", "whole_tree")
+    __slots__ = ("subject", "whole_tree", "preview")
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     WHOLE_TREE_FIELD_NUMBER: _ClassVar[int]
+    PREVIEW_FIELD_NUMBER: _ClassVar[int]
     subject: str
     whole_tree: bool
-    def __init__(self, subject: _Optional[str] = ..., whole_tree: _Optional[bool] = ...) -> None: ...
+    preview: bool
+    def __init__(self, subject: _Optional[str] = ..., whole_tree: _Optional[bool] = ..., preview: _Optional[bool] = ...) -> None: ...
 
 class RevokeReply(_message.Message):
-    __slots__ = ("subject", "note")
+    __slots__ = ("subject", "note", "admitted", "retiring")
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    ADMITTED_FIELD_NUMBER: _ClassVar[int]
+    RETIRING_FIELD_NUMBER: _ClassVar[int]
     subject: bytes
     note: str
-    def __init__(self, subject: _Optional[bytes] = ..., note: _Optional[str] = ...) -> None: ...
+    admitted: _containers.RepeatedScalarFieldContainer[str]
+    retiring: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, subject: _Optional[bytes] = ..., note: _Optional[str] = ..., admitted: _Optional[_Iterable[str]] = ..., retiring: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RetireRequest(_message.Message):
+    __slots__ = ("subjects", "preview")
+    SUBJECTS_FIELD_NUMBER: _ClassVar[int]
+    PREVIEW_FIELD_NUMBER: _ClassVar[int]
+    subjects: _containers.RepeatedScalarFieldContainer[str]
+    preview: bool
+    def __init__(self, subjects: _Optional[_Iterable[str]] = ..., preview: _Optional[bool] = ...) -> None: ...
+
+class RetireReply(_message.Message):
+    __slots__ = ("retired", "remaining", "signatures_needed", "stalled", "stalls_in_slots", "stalls_in_ms", "note")
+    RETIRED_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURES_NEEDED_FIELD_NUMBER: _ClassVar[int]
+    STALLED_FIELD_NUMBER: _ClassVar[int]
+    STALLS_IN_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    STALLS_IN_MS_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    retired: _containers.RepeatedCompositeFieldContainer[CertifierLine]
+    remaining: _containers.RepeatedScalarFieldContainer[str]
+    signatures_needed: int
+    stalled: bool
+    stalls_in_slots: int
+    stalls_in_ms: int
+    note: str
+    def __init__(self, retired: _Optional[_Iterable[_Union[CertifierLine, _Mapping]]] = ..., remaining: _Optional[_Iterable[str]] = ..., signatures_needed: _Optional[int] = ..., stalled: _Optional[bool] = ..., stalls_in_slots: _Optional[int] = ..., stalls_in_ms: _Optional[int] = ..., note: _Optional[str] = ...) -> None: ...
+
+class AdoptRequest(_message.Message):
+    __slots__ = ("checkpoint", "preview")
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    PREVIEW_FIELD_NUMBER: _ClassVar[int]
+    checkpoint: str
+    preview: bool
+    def __init__(self, checkpoint: _Optional[str] = ..., preview: _Optional[bool] = ...) -> None: ...
+
+class AdoptReply(_message.Message):
+    __slots__ = ("conflict", "checkpoint", "signs", "follows", "signatures", "signatures_needed", "fork_round", "rounds_left", "final_rounds_left", "deltas_left", "deltas_offered", "note")
+    CONFLICT_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    SIGNS_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURES_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURES_NEEDED_FIELD_NUMBER: _ClassVar[int]
+    FORK_ROUND_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    FINAL_ROUNDS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    DELTAS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    DELTAS_OFFERED_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    conflict: Conflict
+    checkpoint: CheckpointLine
+    signs: bool
+    follows: bool
+    signatures: int
+    signatures_needed: int
+    fork_round: int
+    rounds_left: int
+    final_rounds_left: int
+    deltas_left: int
+    deltas_offered: bool
+    note: str
+    def __init__(self, conflict: _Optional[_Union[Conflict, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointLine, _Mapping]] = ..., signs: _Optional[bool] = ..., follows: _Optional[bool] = ..., signatures: _Optional[int] = ..., signatures_needed: _Optional[int] = ..., fork_round: _Optional[int] = ..., rounds_left: _Optional[int] = ..., final_rounds_left: _Optional[int] = ..., deltas_left: _Optional[int] = ..., deltas_offered: _Optional[bool] = ..., note: _Optional[str] = ...) -> None: ...
 
 class LeaveSwarmRequest(_message.Message):
     __slots__ = ("certifier_role_only",)

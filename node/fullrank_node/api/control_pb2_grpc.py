@@ -64,6 +64,16 @@ class ControlStub:
                 request_serializer=fullrank__node_dot_api_dot_control__pb2.RevokeRequest.SerializeToString,
                 response_deserializer=fullrank__node_dot_api_dot_control__pb2.RevokeReply.FromString,
                 _registered_method=True)
+        self.Retire = channel.unary_unary(
+                '/fullrank.v1.Control/Retire',
+                request_serializer=fullrank__node_dot_api_dot_control__pb2.RetireRequest.SerializeToString,
+                response_deserializer=fullrank__node_dot_api_dot_control__pb2.RetireReply.FromString,
+                _registered_method=True)
+        self.Adopt = channel.unary_unary(
+                '/fullrank.v1.Control/Adopt',
+                request_serializer=fullrank__node_dot_api_dot_control__pb2.AdoptRequest.SerializeToString,
+                response_deserializer=fullrank__node_dot_api_dot_control__pb2.AdoptReply.FromString,
+                _registered_method=True)
         self.LeaveSwarm = channel.unary_unary(
                 '/fullrank.v1.Control/LeaveSwarm',
                 request_serializer=fullrank__node_dot_api_dot_control__pb2.LeaveSwarmRequest.SerializeToString,
@@ -125,6 +135,18 @@ class ControlServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Revoke(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Retire(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Adopt(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,6 +216,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Revoke,
                     request_deserializer=fullrank__node_dot_api_dot_control__pb2.RevokeRequest.FromString,
                     response_serializer=fullrank__node_dot_api_dot_control__pb2.RevokeReply.SerializeToString,
+            ),
+            'Retire': grpc.unary_unary_rpc_method_handler(
+                    servicer.Retire,
+                    request_deserializer=fullrank__node_dot_api_dot_control__pb2.RetireRequest.FromString,
+                    response_serializer=fullrank__node_dot_api_dot_control__pb2.RetireReply.SerializeToString,
+            ),
+            'Adopt': grpc.unary_unary_rpc_method_handler(
+                    servicer.Adopt,
+                    request_deserializer=fullrank__node_dot_api_dot_control__pb2.AdoptRequest.FromString,
+                    response_serializer=fullrank__node_dot_api_dot_control__pb2.AdoptReply.SerializeToString,
             ),
             'LeaveSwarm': grpc.unary_unary_rpc_method_handler(
                     servicer.LeaveSwarm,
@@ -383,6 +415,60 @@ class Control:
             '/fullrank.v1.Control/Revoke',
             fullrank__node_dot_api_dot_control__pb2.RevokeRequest.SerializeToString,
             fullrank__node_dot_api_dot_control__pb2.RevokeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Retire(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fullrank.v1.Control/Retire',
+            fullrank__node_dot_api_dot_control__pb2.RetireRequest.SerializeToString,
+            fullrank__node_dot_api_dot_control__pb2.RetireReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Adopt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fullrank.v1.Control/Adopt',
+            fullrank__node_dot_api_dot_control__pb2.AdoptRequest.SerializeToString,
+            fullrank__node_dot_api_dot_control__pb2.AdoptReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -155,6 +155,8 @@ class _Servicer:
         self.Members = _answered(view.members)
         self.Invite = _answered(view.invite)
         self.Revoke = _answered(view.revoke)
+        self.Retire = _answered(view.retire)
+        self.Adopt = _answered(view.adopt)
         self.LeaveSwarm = _answered(view.leave_swarm)
         self.Pause = _answered(view.pause)
         self.Resume = _answered(view.resume)

@@ -36,6 +36,14 @@ class NodeView(Protocol):
         """Takes a member's or an invite's rights away; NodeError where the subject is unknown or ambiguous."""
         ...
 
+    async def retire(self, request: wire.RetireRequest) -> wire.RetireReply:
+        """Takes certifiers out of the count; NodeError where one is unknown, or nobody would be left."""
+        ...
+
+    async def adopt(self, request: wire.AdoptRequest) -> wire.AdoptReply:
+        """Ends a conflict of two final checkpoints; NodeError where the root has not chosen and this node cannot."""
+        ...
+
     async def leave_swarm(self, request: wire.LeaveSwarmRequest) -> wire.LeaveSwarmReply:
         """Signs and publishes the record that this member leaves."""
         ...

@@ -115,7 +115,7 @@ def consent_lines(summary: JoinSummary, *, data: Path | None) -> list[str]:
         *_bad_row_lines(summary),
         ("role", "checks and votes on others' work" if summary.certifies else "does not check and vote"),
     ]
-    return ["", *(f"  {label:<9}{text}" for label, text in lines), ""]
+    return ["", *render.indented(lines), ""]
 
 
 def _address_text(address: str) -> str:

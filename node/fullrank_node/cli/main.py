@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from fullrank_node.cli import config_commands, data_commands, key, render
+from fullrank_node.cli.adopt import adopt
 from fullrank_node.cli.create import create
 from fullrank_node.cli.demo import demo
 from fullrank_node.cli.doctor import doctor
@@ -30,6 +31,7 @@ from fullrank_node.cli.pause import pause
 from fullrank_node.cli.peers import peers
 from fullrank_node.cli.pull import pull
 from fullrank_node.cli.resume import resume
+from fullrank_node.cli.retire import retire
 from fullrank_node.cli.revoke import revoke
 from fullrank_node.cli.start import start
 from fullrank_node.cli.status import status
@@ -83,6 +85,8 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     verify,
     invite,
     revoke,
+    retire,
+    adopt,
     leave,
     doctor,
     version,

@@ -3,6 +3,7 @@
 from fullrank_node.api import control_pb2 as wire
 from fullrank_node.cli import render
 from fullrank_node.cli.options import HomeOption, JsonOption, home_of
+from fullrank_node.cli.votes import last_vote_text
 
 
 def members(home: HomeOption = None, as_json: JsonOption = False) -> None:
@@ -15,15 +16,15 @@ def members(home: HomeOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         render.print_json(render.plain(reply))
         return
-    columns = ("name", "key", "state", "roles", ">since slot", ">merged", ">refused", ">last round")
-    render.print_table("members", columns, map(_member_cells, reply.members))
+    now_ms = SystemClock().now_ms()
+    columns = ("name", "key", "state", "roles", ">since slot", ">merged", ">refused", ">last round", "last vote")
+    render.print_table("members", columns, [_member_cells(member, now_ms) for member in reply.members])
     if reply.invites:
-        now_ms = SystemClock().now_ms()
         invite_columns = ("invite", ">used", ">of", "roles", "state")
         render.print_table("\ninvites", invite_columns, [_invite_cells(invite, now_ms) for invite in reply.invites])
 
 
-def _member_cells(member: wire.MemberLine) -> list[str]:
+def _member_cells(member: wire.MemberLine, now_ms: int) -> list[str]:
     roles = [
         word
         for held, word in ((member.root, "root"), (member.contributes, "trains"), (member.certifies, "certifies"))
@@ -38,6 +39,7 @@ def _member_cells(member: wire.MemberLine) -> list[str]:
         str(member.accepted),
         str(member.refused),
         str(member.last_round) if member.HasField("last_round") else "",
+        last_vote_text(member, now_ms=now_ms) or ("none known" if member.certifies else ""),
     ]
 
 

@@ -116,8 +116,14 @@ def duration_ms(text: str) -> int:
     return (((days * 24 + hours) * 60 + minutes) * 60 + seconds) * 1000
 
 
-def require_consent(question: str, *, yes: bool) -> bool:
-    """Asks on the terminal unless `yes`; NodeError where nobody can answer."""
+def require_consent(question: str, *, yes: bool, default: bool = True) -> bool:
+    """Asks on the terminal unless `yes`; NodeError where nobody can answer.
+
+    Args:
+        question: What is agreed to.
+        yes: Agreed to on the command line.
+        default: What Enter alone means.
+    """
     if yes:
         return True
     if not sys.stdin.isatty():
@@ -126,7 +132,7 @@ def require_consent(question: str, *, yes: bool) -> bool:
             hint="Add --yes where that is meant.",
             exit_code=ExitCode.USAGE,
         )
-    return typer.confirm(question, default=True, err=True)
+    return typer.confirm(question, default=default, err=True)
 
 
 def network_values(

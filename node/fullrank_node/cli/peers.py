@@ -5,6 +5,7 @@ import typer
 from fullrank_node.api import control_pb2 as wire
 from fullrank_node.cli import render
 from fullrank_node.cli.options import HomeOption, JsonOption, home_of
+from fullrank_node.cli.votes import last_vote_text
 
 
 def peers(home: HomeOption = None, as_json: JsonOption = False) -> None:
@@ -22,7 +23,7 @@ def peers(home: HomeOption = None, as_json: JsonOption = False) -> None:
         return
     now_ms = SystemClock().now_ms()
     ordered = sorted(reply.peers, key=lambda peer: (not peer.connected, peer.name, peer.key))
-    columns = ("name", "key", "state", "role", ">latency", ">slot", "seen", "address")
+    columns = ("name", "key", "state", "role", ">latency", ">slot", "last vote", "seen", "address")
     render.print_table("peers", columns, [_cells(peer, now_ms) for peer in ordered])
 
 
@@ -37,6 +38,7 @@ def _cells(peer: wire.PeerLine, now_ms: int) -> list[str]:
         role + (", archive" if peer.archive else ""),
         f"{peer.latency_ms:.0f} ms" if peer.latency_ms else "",
         str(peer.head_slot),
+        last_vote_text(peer, now_ms=now_ms),
         "now" if peer.connected else seen,
         peer.addresses[0] if peer.addresses else "",
     ]

@@ -183,6 +183,11 @@ def print_lines(lines: Iterable[Line]) -> None:
         sys.stdout.write(f"{label:<{LABEL_WIDTH}}{_clean_lines(text)}\n" if label else f"{_clean_lines(text)}\n")
 
 
+def indented(lines: Iterable[Line]) -> list[str]:
+    """Labelled lines as a question shows them before it asks."""
+    return [f"  {label:<{LABEL_WIDTH}}{text}" for label, text in lines]
+
+
 def watch(make_lines: Callable[[], Sequence[Line]], *, interval_s: float) -> None:
     """Shows labelled lines that are made anew every `interval_s`, until Ctrl-C."""
     from rich.console import Group

@@ -2,6 +2,7 @@
 
 from fullrank_node.api import control_pb2 as wire
 from fullrank_node.cli.render import Line, bytes_text, clean, duration_text, plural
+from fullrank_node.cli.votes import last_vote_text
 
 _GAP = "   "
 
@@ -18,6 +19,12 @@ _STATE_WORDS = {
     wire.NODE_TROUBLED: "in trouble",
 }
 
+ID_DIGITS = 12
+"""Digits of a checkpoint's id, as `fullrank adopt` takes them."""
+
+MAX_ADVICE_CHARACTERS = 600
+"""Names of many missing certifiers fit into a command."""
+
 DIGEST_DIGITS = 16
 """Digits of a model digest as shown: enough to compare two screens by eye."""
 
@@ -32,10 +39,12 @@ def status_lines(status: wire.StatusReply) -> list[Line]:
         ("mine", _mine(status)),
         ("model", _model(status)),
         ("final", _finality(status)),
+        *_stall(status),
+        *_conflict(status),
         ("disk", _disk(status)),
     ]
     lines += [("trouble", f"cannot reach {clean(f.address)}: {clean(f.detail)}") for f in status.connection_failures]
-    lines += [("warning", clean(warning)) for warning in status.warnings]
+    lines += [("warning", clean(warning)) for warning in status.warnings if warning != status.reason]
     return [(label, text) for label, text in lines if text]
 
 
@@ -130,7 +139,9 @@ def _model(status: wire.StatusReply) -> str:
         # An empty checkpoint after the final one changes no weights: what people train and pull is final.
         text = f"round {head.round} final"
     else:
-        text = f"round {head.round}, final to round {final.round}"
+        is_between = final.round < status.justified.round
+        justified = f"justified to round {status.justified.round}, " if is_between else ""
+        text = f"round {head.round}, {justified}final to round {final.round}"
     parts = [text + (f", digest {head.digest.hex()[:DIGEST_DIGITS]}…" if head.digest else "")]
     if rank.of:
         parts.append(f"rank of the accumulated update {rank.effective:.0f}/{rank.of}")
@@ -138,10 +149,61 @@ def _model(status: wire.StatusReply) -> str:
 
 
 def _finality(status: wire.StatusReply) -> str:
-    if not status.head.id or status.final.round == status.head.round:
+    if not status.head.id or status.final.round == status.head.round or status.HasField("stall"):
         return ""
-    reason = clean(status.finality.reason) or f"{_votes(status)} have voted for the head"
-    return reason + (", provisionally final" if status.finality.provisional else "")
+    return clean(status.finality.reason) or f"{_votes(status)} have voted for the head"
+
+
+def _stall(status: wire.StatusReply) -> list[Line]:
+    """Who is there where finality is long missing, what stands so far, and what can be done."""
+    if not status.HasField("stall"):
+        return []
+    stall = status.stall
+    ago = duration_text(max(0, status.now_ms - stall.since_ms))
+    there = ", ".join(clean(line.name) for line in stall.present) or "nobody"
+    num_all = len(stall.present) + len(stall.missing)
+    missing = ", ".join(f"{clean(line.name)} ({_last_vote(line, status.now_ms)})" for line in stall.missing)
+    provisional = stall.provisional
+    so_far = (
+        f"round {provisional.round} of slot {provisional.slot} is provisionally final: `fullrank pull --provisional`"
+    )
+    return [
+        (
+            "STALLED",
+            f"nothing has become final since slot {stall.since_slot}, {ago} ago: "
+            f"{len(stall.present)} of {plural(num_all, 'certifier')} are there ({there})",
+        ),
+        ("missing", missing),
+        ("so far", so_far if provisional.id else "nothing is provisionally final"),
+        ("what now", clean(stall.advice, limit=MAX_ADVICE_CHARACTERS)),
+    ]
+
+
+def _last_vote(line: wire.CertifierLine, now_ms: int) -> str:
+    vote = last_vote_text(line, now_ms=now_ms)
+    return f"last vote: {vote}" if vote else "no vote known"
+
+
+def _conflict(status: wire.StatusReply) -> list[Line]:
+    """The two final checkpoints that contradict each other, and what can be done."""
+    if not status.HasField("conflict"):
+        return []
+    conflict = status.conflict
+    return [
+        ("CONFLICT", "two final checkpoints contradict each other; this node neither votes nor proposes"),
+        ("here", conflict_text(conflict.ours)),
+        ("other", conflict_text(conflict.theirs)),
+        ("what now", clean(conflict.advice, limit=MAX_ADVICE_CHARACTERS)),
+    ]
+
+
+def conflict_text(line: wire.ConflictLine) -> str:
+    """A conflicting checkpoint in a line, with who voted for it."""
+    checkpoint = line.checkpoint
+    voters = ", ".join(map(clean, line.voters)) or "nobody known here"
+    return (
+        f"{checkpoint.id.hex()[:ID_DIGITS]} of slot {checkpoint.slot}, round {checkpoint.round}, voted for by {voters}"
+    )
 
 
 def _votes(status: wire.StatusReply) -> str:
