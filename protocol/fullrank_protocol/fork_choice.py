@@ -186,7 +186,8 @@ class Tree:
             for other in self._votes_of.setdefault(vote.voter, VoteRecord()).add(vote)
         ]
         node.votes[vote.voter] = vote
-        self._head_cache = None
+        if self._head_cache is not None and self._head_cache.id != vote.target:  # A vote for the head moves nothing.
+            self._head_cache = None
         if not node.is_justified and has_quorum(node.voters, node.state):
             node.is_justified = True
             self._finalise_source_of(node)

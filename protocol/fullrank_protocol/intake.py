@@ -13,7 +13,7 @@ from fullrank_protocol.contribution import open_contribution
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import IgnoreError, RejectError, Rule
 from fullrank_protocol.fork_choice import Offence
-from fullrank_protocol.limits import CLOCK_TOLERANCE_MS
+from fullrank_protocol.limits import CLOCK_TOLERANCE_MS, MAX_REFUSALS
 from fullrank_protocol.proposing import opens_ms
 from fullrank_protocol.records import root_action_id
 from fullrank_protocol.round_io import Action, Drop, FetchObjects, Keep, SignEvidence
@@ -245,9 +245,9 @@ def _receive_evidence(state: RoundState, envelope: Envelope, now_ms: int) -> Ite
     members = state.tree.head().members
     if members.is_banned(evidence.accused):
         raise IgnoreError("is against somebody who is excluded already")
-    members.exclude(evidence.accused, offence_slot=evidence.offence_slot)
     if any(other.accused == evidence.accused for other in state.evidence.values()):
         raise IgnoreError("is a second piece against the same certifier")
+    members.exclude(evidence.accused, offence_slot=evidence.offence_slot)
     state.evidence[envelope.id] = evidence
     yield Keep(envelope=envelope, slot=max(state.genesis.slot_at(now_ms), 0))
 
@@ -260,6 +260,10 @@ def _receive_refusal(state: RoundState, envelope: Envelope, now_ms: int) -> Iter
         raise _ParkedError(refusal.checkpoint)
     if envelope.public_key not in node.state.newest_set | node.state.second_set:
         raise RejectError(Rule.MEMBERSHIP, "is a refusal by somebody who is no certifier")
+    refused_by = state.refused_by.setdefault(refusal.checkpoint, set())
+    if refusal.certifier in refused_by or len(refused_by) >= MAX_REFUSALS:
+        return  # Known from now on, and nothing more.
+    refused_by.add(refusal.certifier)
     yield Keep(envelope=envelope, slot=node.state.slot)
 
 
@@ -278,7 +282,7 @@ def _receive_snapshot(state: RoundState, envelope: Envelope, now_ms: int) -> Ite
         raise RejectError(Rule.DUPLICATE, "is a second snapshot of this member of one checkpoint")
     if snapshot.author in state.arrival.distrusted or (newest is not None and newest.slot > snapshot.slot):
         return
-    state.arrival.note(snapshot)
+    state.arrival.snapshots[snapshot.author] = snapshot
     yield Keep(envelope=envelope, slot=snapshot.slot)
 
 

@@ -52,6 +52,9 @@ MAX_CARRIED_REFUSED = 256
 MAX_CORRECTED = 65_536
 """Contributions taken back by one correction: 64 members for a thousand rounds. About 45 bytes each."""
 
+MAX_REFUSALS = 16
+"""Signed refusals of one checkpoint that anybody keeps: each bad one would bring as many as there are certifiers."""
+
 # ---- texts ----
 
 MAX_NAME_BYTES = 64

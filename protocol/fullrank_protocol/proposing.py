@@ -85,6 +85,11 @@ def proposer_order(parent: ChainState, *, swarm: bytes, slot: int) -> list[bytes
     return list(_turns(swarm, slot, parent.members.certifiers))
 
 
+def turn_of(key: bytes, parent: ChainState, *, swarm: bytes, slot: int) -> int | None:
+    """The turn of a certifier at `parent`, from 0 on; None for others."""
+    return _turns(swarm, slot, parent.members.certifiers).get(key)
+
+
 @functools.lru_cache(maxsize=64)
 def _turns(swarm: bytes, slot: int, certifiers: frozenset[bytes]) -> dict[bytes, int]:
     """The turn of each certifier, in order; asked for again at every step until somebody has proposed."""
@@ -99,8 +104,8 @@ def opens_ms(checkpoint: Checkpoint, parent: ChainState, *, genesis: Genesis) ->
     close every slot with an empty checkpoint before those whose turn it is have merged anything.
     """
     ended = genesis.slot_end_ms(checkpoint.slot)
-    turn = _turns(genesis.swarm, checkpoint.slot, parent.members.certifiers).get(checkpoint.proposer, 0)
-    if turn == 0:
+    turn = turn_of(checkpoint.proposer, parent, swarm=genesis.swarm, slot=checkpoint.slot)
+    if not turn:
         return ended - CLOCK_TOLERANCE_MS
     return ended + min(turn * genesis.timing.grace_ms, genesis.timing.slot_window_ms)
 
@@ -124,7 +129,7 @@ def turn_ms(tree: Tree, head: ChainState, *, slot: int, key: bytes, head_seen_ms
     recomputing that takes longer than a window would otherwise never become final.
     """
     genesis = tree.genesis
-    number = _turns(genesis.swarm, slot, head.members.certifiers).get(key)
+    number = turn_of(key, head, swarm=genesis.swarm, slot=slot)
     if number is None:
         return None
     turn = genesis.slot_end_ms(slot) + number * grace_ms(tree, head)

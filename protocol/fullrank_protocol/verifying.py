@@ -6,8 +6,9 @@ from fullrank_protocol.chain import ChainState, contribution_staleness
 from fullrank_protocol.checkpoint import Checkpoint, CheckpointKind
 from fullrank_protocol.contribution import Contribution
 from fullrank_protocol.errors import Rule
+from fullrank_protocol.limits import MAX_REFUSALS
 from fullrank_protocol.membership import ROLE_CONTRIBUTE
-from fullrank_protocol.proposing import digest_of
+from fullrank_protocol.proposing import digest_of, turn_of
 from fullrank_protocol.round_io import (
     Action,
     CheckDelta,
@@ -123,13 +124,14 @@ def _accept(state: RoundState, checkpoint: Checkpoint, key: MergeKey) -> Iterato
 
 
 def refuse(state: RoundState, checkpoint: Checkpoint, key: MergeKey, rule: Rule, detail: str) -> Iterator[Action]:
-    """A checkpoint does not hold: say so, as a certifier also to others."""
+    """A checkpoint does not hold: say so, as a certifier with an early turn also to others."""
     state.tree.set_verdict(checkpoint.id, holds=False)
     for refused_id in [i for i in state.unverified if state.tree.nodes[i].verdict is False]:
         del state.unverified[refused_id]
     yield Verified(checkpoint=checkpoint.id, holds=False, key=key, detail=detail)
-    node = state.tree.nodes[checkpoint.id]
-    if state.key in node.state.newest_set | node.state.second_set:
+    parent = state.tree.state(checkpoint.parent)
+    turn = turn_of(state.key, parent, swarm=state.genesis.swarm, slot=checkpoint.slot)
+    if turn is not None and turn < MAX_REFUSALS:
         yield SignRefusal(checkpoint=checkpoint.id, slot=checkpoint.slot, rule=rule, detail=detail)
 
 

@@ -13,6 +13,7 @@ from fullrank_protocol.contribution import Contribution
 from fullrank_protocol.envelope import seal
 from fullrank_protocol.errors import Rule
 from fullrank_protocol.membership import ROLE_CONTRIBUTE
+from fullrank_protocol.proposing import proposer_order
 from fullrank_protocol.round_io import (
     Adopt,
     Alarm,
@@ -242,6 +243,37 @@ def test_a_refusal_by_a_certifier_is_kept_for_people_and_one_by_a_stranger_is_no
 
     assert only(Keep, machine.receive(refusal("bob"))).slot == 1
     assert only(Drop, machine.receive(refusal("zoe"))).rule is Rule.MEMBERSHIP
+
+
+def test_of_one_checkpoint_sixteen_refusals_are_kept_and_one_of_each_certifier() -> None:
+    names = [f"founder {number}" for number in range(20)]
+    tale = story(*names)
+    machine = Machine(tale, "zoe")
+    one = tale.grow(tale.genesis, slot=1, by=names[0])
+    machine.at(9)
+    machine.receive(one)
+
+    def kept(name: str, detail: str = "differs") -> int:
+        refusal = make_refusal(key_of(name), swarm=tale.swarm.id, checkpoint=one.id, rule=Rule.DIGEST, detail=detail)
+        return len(some(Keep, machine.receive(refusal)))
+
+    assert kept(names[0]) == 1
+    assert kept(names[0], "differs again") == 0
+    assert sum(kept(name) for name in names[1:]) == 15
+
+
+def test_only_the_certifiers_with_the_first_sixteen_turns_sign_a_refusal() -> None:
+    names = [f"founder {number}" for number in range(20)]
+    tale = story(*names)
+    wrong = tale.checkpoint(tale.genesis, slot=1, by=names[0], model_digest=id_of("x"))
+    order = proposer_order(tale.genesis, swarm=tale.swarm.id, slot=1)
+
+    def refuses(name: str) -> bool:
+        machine = Machine(tale, name)
+        machine.at(9)
+        return bool(some(SignRefusal, machine.receive(wrong)))
+
+    assert {name for name in names if refuses(name)} == {name for name in names if key(name) in order[:16]}
 
 
 # ---- recomputing -----------------------------------------------------------------------------------

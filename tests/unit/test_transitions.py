@@ -51,8 +51,8 @@ def test_the_machine_makes_listed_transitions_only(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(intake, "Candidate", Watched)
     monkeypatch.setattr(Tree, "add", add)
     monkeypatch.setattr(Tree, "set_verdict", set_verdict)
-    for seed in range(6):
-        assert not run(draw_plan(seed, 4, hostile=seed % 2 == 0), hostile=HostileNode).failure
+    for seed in range(8):
+        assert not run(draw_plan(seed, 4, hostile=seed != 1), hostile=HostileNode).failure
     for before, after in seen:
         if before.startswith("delta "):
             before = before.removeprefix("delta ")
