@@ -1,106 +1,325 @@
 #!/usr/bin/env python3
-"""Runs thousands of simulated swarms and prints a table; goes on where it was stopped.
+"""Runs thousands of simulated swarms on all cores, prints a table and writes JSON; goes on where it was stopped.
 
-    scripts/bench/simulate.py --seeds 20000 --results simulate.jsonl
+    scripts/bench/simulate.py                              20,000 seeds: about an hour of two cores
+    scripts/bench/simulate.py --plan 4:100,7:20 --lines some.jsonl
 
-One line a seed is added to the results file as soon as the seed is done. Seeds that are there already are not run
-again, so the script may be stopped at any time. Sizes take turns by seed; every second seed is hostile.
+One line a seed is added to the file of lines as soon as the seed is done, and a seed that has its line is not run
+again, so the script may be stopped at any time. Lines of other code are refused: they say nothing about this one.
 """
 
 import argparse
 import collections
+import concurrent.futures
+import hashlib
 import json
+import multiprocessing
+import os
 import platform
+import signal
 import statistics
 import sys
 import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "node"), str(ROOT / "protocol")]
 
-from simulation.faults import draw_plan  # noqa: E402 - after the path is set.
+from simulation.faults import Plan, draw_plan  # noqa: E402 - after the path is set.
 from simulation.hostile import HostileNode  # noqa: E402
-from simulation.scenario import run, tell  # noqa: E402
+from simulation.scenario import MAX_AGREEMENT_SLOTS, MAX_RECOVERY_SLOTS, run, tell  # noqa: E402
 
-SIZES = (1, 2, 3, 4, 4, 4, 7, 7, 4, 3)
-"""Size of a seed, by its last digit: four certifiers are the smallest swarm that bears a hostile one."""
+PLAN = {1: 1_500, 2: 3_000, 3: 4_000, 4: 7_000, 7: 4_016, 20: 400, 50: 80, 200: 4}
+"""Seeds of each size. Four certifiers are the smallest swarm that bears a hostile one."""
 
+CPU_S = {1: 0.03, 2: 0.06, 3: 0.08, 4: 0.12, 7: 0.25, 20: 0.9, 50: 2.5, 200: 60.0}
+"""What a seed took on the machine of the last report, until this run knows better."""
 
-def play(seed: int) -> dict[str, Any]:
-    """One seed as one line of the results."""
-    size, hostile = SIZES[seed % 10], seed // 10 % 2 == 1
-    if seed % 1000 == 999:
-        size = 20
-    began = time.process_time()
-    outcome = run(draw_plan(seed, size, hostile=hostile), hostile=HostileNode)
-    return {
-        "seed": seed,
-        "size": size,
-        "hostile": len(outcome.plan.hostile),
-        "failure": outcome.failure,
-        "rounds": outcome.rounds,
-        "recovery_slots": outcome.recovery_slots,
-        "kept": outcome.kept,
-        "made": outcome.made,
-        "final": outcome.fingerprint,
-        "cpu_s": round(time.process_time() - began, 3),
-    }
+HONEST_OF = 8
+"""Every eighth seed of four and more certifiers has no hostile one, so that half of all seeds have some."""
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """What the results say, by size and hostility."""
-    groups = collections.defaultdict(list)
-    for line in lines:
-        groups[line["size"], line["hostile"] > 0].append(line)
-    rows = [
-        f"{'nodes':>5} {'hostile':>7} {'seeds':>6} {'failed':>6} {'rounds':>7} {'slots to recover':>22} {'kept':>6}"
-    ]
-    rows.append(f"{'':>5} {'':>7} {'':>6} {'':>6} {'median':>7} {'median  99 %  worst':>22} {'':>6}")
-    for (size, hostile), group in sorted(groups.items()):
-        slots = sorted(line["recovery_slots"] for line in group if not line["failure"]) or [-1]
-        made = sum(line["made"] for line in group)
-        share = f"{100 * sum(line['kept'] for line in group) / made:.1f} %" if made else "-"
-        recovery = f"{statistics.median_low(slots)} {slots[int(0.99 * (len(slots) - 1))]:>6} {slots[-1]:>6}"
-        rows.append(
-            f"{size:>5} {'yes' if hostile else 'no':>7} {len(group):>6} "
-            f"{sum(bool(line['failure']) for line in group):>6} "
-            f"{statistics.median_low([line['rounds'] for line in group]):>7} {recovery:>22} {share:>6}"
-        )
-    total = sum(line["cpu_s"] for line in lines)
-    rows.append(f"{len(lines)} seeds, {total:.0f} s of one core; Python {platform.python_version()}")
-    return "\n".join(rows)
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One seed of one size."""
+
+    size: int
+    seed: int
+
+    @property
+    def plan(self) -> Plan:
+        """Its faults."""
+        chaos_slots = 12 if self.size < 20 else 8
+        return draw_plan(self.seed, self.size, hostile=self.seed % HONEST_OF != 0, chaos_slots=chaos_slots)
 
 
 def main() -> int:
-    """Runs what is missing, then prints the table."""
-    parser = argparse.ArgumentParser(description="Simulated swarms under random faults, many seeds.")
-    parser.add_argument("--seeds", type=int, default=20_000, help="seeds 0 to this, exclusive")
-    parser.add_argument("--results", type=Path, default=Path("simulate.jsonl"), help="one JSON line a seed")
+    """Runs what is missing, then reports."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    plan = ",".join(f"{size}:{seeds}" for size, seeds in PLAN.items())
+    parser.add_argument("--plan", type=_plan, default=PLAN, help=f"seeds of each size; {plan}")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="seeds at a time; one a core")
+    parser.add_argument("--lines", type=Path, default=Path("simulate.jsonl"), help="one JSON line a seed; resumed")
+    parser.add_argument("--out", type=Path, default=ROOT / "scripts/bench/results/simulate.json", help="the report")
+    parser.add_argument("--estimate", action="store_true", help="only say how long it takes")
+    parser.add_argument("--report", action="store_true", help="only report on the lines that are there")
     arguments = parser.parse_args()
-    lines = []
-    if arguments.results.exists():
-        text = arguments.results.read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-    done = {line["seed"] for line in lines}
-    with arguments.results.open("a", encoding="utf-8") as results:
-        results.write("\n" if lines else "")
-        for seed in range(arguments.seeds):
-            if seed in done:
-                continue
-            line = play(seed)
-            lines.append(line)
-            results.write(json.dumps(line) + "\n")
-            results.flush()
-            if line["failure"]:
-                print(f"seed {seed} of {line['size']}: {line['failure']}", file=sys.stderr)
-    print(table([line for line in lines if line["seed"] < arguments.seeds]))
-    failed = [line for line in lines if line["failure"]]
+    jobs = [Job(size, seed) for size, seeds in sorted(arguments.plan.items(), reverse=True) for seed in range(seeds)]
+    lines = read(arguments.lines)
+    done = {Job(line["size"], line["seed"]) for line in lines}
+    missing = [job for job in jobs if job not in done]
+    say(f"{len(jobs)} seeds, {len(jobs) - len(missing)} done; {estimate(missing, lines, arguments.processes)}")
+    if arguments.estimate:
+        return 0
+    if missing and not arguments.report:
+        lines += play(missing, lines=lines, to=arguments.lines, processes=arguments.processes)
+    wanted = frozenset(jobs)
+    lines = [line for line in lines if Job(line["size"], line["seed"]) in wanted]
+    report = summary(lines, num_planned=len(jobs))
+    print(table(report))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    failed = sorted((line for line in lines if line["failure"]), key=lambda line: (line["size"], line["seed"]))
     if failed:
-        first = failed[0]
-        print(tell(draw_plan(first["seed"], first["size"], hostile=first["hostile"] > 0), hostile=HostileNode))
-    return 1 if failed else 0
+        print(tell(Job(failed[0]["size"], failed[0]["seed"]).plan, hostile=HostileNode))
+    return 1 if failed else 0 if len(lines) == len(jobs) else 75
+
+
+# ---- running -------------------------------------------------------------------------------------
+
+
+def play(jobs: Sequence[Job], *, lines: Sequence[dict[str, Any]], to: Path, processes: int) -> list[dict[str, Any]]:
+    """Runs seeds, the largest swarms first; what is done when somebody interrupts is kept."""
+    found: list[dict[str, Any]] = []
+    context = multiprocessing.get_context("spawn")
+    told_s = time.monotonic()
+    with (
+        to.open("a", encoding="utf-8") as file,
+        concurrent.futures.ProcessPoolExecutor(processes, mp_context=context, initializer=_let_be) as pool,
+    ):
+        futures = [pool.submit(play_one, job) for job in jobs]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                line = future.result()
+                found.append(line)
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                if line["failure"]:
+                    say(f"seed {line['seed']} of {line['size']}: {line['failure']}")
+                if time.monotonic() > told_s + 60:
+                    told_s = time.monotonic()
+                    done = {Job(each["size"], each["seed"]) for each in found}
+                    left = [job for job in jobs if job not in done]
+                    say(f"{len(found)} of {len(jobs)}; {estimate(left, [*lines, *found], processes)}")
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            say(f"stopped after {len(found)} seeds; the same command goes on from here")
+    return found
+
+
+def play_one(job: Job) -> dict[str, Any]:
+    """One seed as one line."""
+    began_s = time.process_time()
+    outcome = run(job.plan, hostile=HostileNode)
+    return {
+        "code": CODE,
+        "size": job.size,
+        "seed": job.seed,
+        "hostile": len(outcome.plan.hostile),
+        "failure": outcome.failure,
+        "rounds": outcome.rounds,
+        "finals": outcome.finals,
+        "events": outcome.events,
+        "agreement_slots": outcome.agreement_slots,
+        "recovery_slots": outcome.recovery_slots,
+        "offenders": outcome.offenders,
+        "kept": outcome.kept,
+        "made": outcome.made,
+        "splits": [asdict(split) for split in outcome.splits],
+        "final": outcome.fingerprint,
+        "cpu_s": round(time.process_time() - began_s, 3),
+    }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of an earlier run; a torn last one is dropped from the file.
+
+    Raises:
+        SystemExit: They are of other code.
+    """
+    if not path.exists():
+        return []
+    texts = [text for text in path.read_text(encoding="utf-8").splitlines(keepends=True) if text.endswith("}\n")]
+    path.write_text("".join(texts), encoding="utf-8")
+    lines: list[dict[str, Any]] = [json.loads(text) for text in texts]
+    if any(line["code"] != CODE for line in lines):
+        sys.exit(f"simulate: {path} holds seeds that other code has run; give another --lines, or remove it")
+    return lines
+
+
+def estimate(jobs: Iterable[Job], lines: Sequence[dict[str, Any]], processes: int) -> str:
+    """How long these seeds will take, from what others of their size took."""
+    took = collections.defaultdict(list)
+    for line in lines:
+        took[line["size"]].append(line["cpu_s"])
+    seconds_of = CPU_S | {size: statistics.fmean(seconds) for size, seconds in took.items()}
+    nearest = {job.size: min(seconds_of, key=lambda size: abs(size - job.size)) for job in jobs}
+    seconds = sum(seconds_of[nearest[job.size]] for job in jobs)
+    return (
+        f"about {seconds / 60:.0f} CPU minutes, {seconds / processes / 60:.0f} minutes with {processes} processes left"
+    )
+
+
+def _let_be() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent decides.
+
+
+def _plan(text: str) -> dict[int, int]:
+    return {int(size): int(seeds) for size, _, seeds in (part.partition(":") for part in text.split(","))}
+
+
+def _code() -> str:
+    """A hash of the machine and the simulator, so that results of two versions are never mixed."""
+    folders = (ROOT / "protocol" / "fullrank_protocol", ROOT / "tests" / "simulation")
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py")) if not path.name.startswith("test_")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+CODE = _code()
+
+
+# ---- reporting -----------------------------------------------------------------------------------
+
+
+def summary(lines: Sequence[dict[str, Any]], *, num_planned: int) -> dict[str, Any]:
+    """Figures by size and hostility, and of all."""
+    groups = collections.defaultdict(list)
+    for line in lines:
+        groups[line["size"], line["hostile"] > 0].append(line)
+    return {
+        "machine": {
+            "machine": platform.platform(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "date": time.strftime("%Y-%m-%d"),
+        },
+        "code": CODE,
+        "planned": num_planned,
+        "bounds": {"agreement_slots": MAX_AGREEMENT_SLOTS, "recovery_slots": MAX_RECOVERY_SLOTS},
+        "groups": [
+            {"size": size, "hostile": hostile} | figures(groups[size, hostile]) for size, hostile in sorted(groups)
+        ],
+        "all": figures(lines) if lines else {},
+    }
+
+
+def figures(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What some seeds showed together."""
+    sound = [line for line in lines if not line["failure"]]
+    splits = [split for line in sound for split in line["splits"]]
+    shares = [split["kept"] / split["made"] for split in splits]
+    made = sum(line["made"] for line in sound)
+    return {
+        "seeds": len(lines),
+        "failed": len(lines) - len(sound),
+        "events": sum(line["events"] for line in lines),
+        "rounds": sum(line["rounds"] for line in lines),
+        "fewest_rounds": min(line["rounds"] for line in lines),
+        "finals": sum(line["finals"] for line in lines),
+        "agreement_slots": spread(line["agreement_slots"] for line in sound),
+        "recovery_slots": spread(line["recovery_slots"] for line in sound),
+        "offenders": sum(line["offenders"] for line in lines),
+        "training_kept": round(sum(line["kept"] for line in sound) / made, 4) if made else None,
+        "partitions": len(splits),
+        "kept_of_lighter_side": {
+            "median": round(statistics.median(shares), 4),
+            "worst": round(min(shares), 4),
+            "all": round(sum(split["kept"] for split in splits) / sum(split["made"] for split in splits), 4),
+            "by_slots": {
+                str(slots): round(statistics.median(s["kept"] / s["made"] for s in splits if s["slots"] == slots), 4)
+                for slots in sorted({split["slots"] for split in splits})
+            },
+        }
+        if splits
+        else None,
+        "cpu_s_per_seed": round(statistics.fmean(line["cpu_s"] for line in lines), 3),
+    }
+
+
+def spread(values: Iterable[int]) -> dict[str, int]:
+    """Median, 99th percentile and worst."""
+    found = sorted(values) or [-1]
+    return {
+        "median": statistics.median_low(found),
+        "p99": found[min(int(0.99 * len(found)), len(found) - 1)],
+        "max": found[-1],
+    }
+
+
+COLUMNS = (
+    ("nodes", 5),
+    ("hostile", 7),
+    ("seeds", 6),
+    ("failed", 6),
+    ("events", 11),
+    ("rounds", 8),
+    ("finals", 8),
+    ("agreement", 12),
+    ("finality", 12),
+    ("offenders", 9),
+    ("kept", 7),
+    ("partitions", 10),
+    ("lighter side", 17),
+    ("CPU s", 7),
+)
+"""Of the table, with widths."""
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    heads = "  ".join(f"{name:>{width}}" for name, width in COLUMNS)
+    below = {
+        "agreement": "50/99/max %",
+        "finality": "50/99/max %",
+        "kept": "of all",
+        "lighter side": "kept: 50 %, worst",
+    }
+    rows = [heads, "  ".join(f"{below.get(name, ''):>{width}}" for name, width in COLUMNS)]
+    groups = [*report["groups"], {"size": "all", "hostile": None} | report["all"]] if report["groups"] else []
+    for group in groups:
+        lighter = group["kept_of_lighter_side"]
+        cells = (
+            group["size"],
+            {True: "yes", False: "no", None: ""}[group["hostile"]],
+            group["seeds"],
+            group["failed"],
+            f"{group['events']:,}",
+            group["rounds"],
+            group["finals"],
+            "/".join(str(slots) for slots in group["agreement_slots"].values()),
+            "/".join(str(slots) for slots in group["recovery_slots"].values()),
+            group["offenders"],
+            "-" if group["training_kept"] is None else f"{100 * group['training_kept']:.1f} %",
+            group["partitions"],
+            "-" if lighter is None else f"{100 * lighter['median']:.0f} %, {100 * lighter['worst']:.0f} %",
+            f"{group['cpu_s_per_seed']:.3f}",
+        )
+        rows.append("  ".join(f"{cell!s:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True)))
+    total = report["all"].get("seeds", 0)
+    rows.append("")
+    rows.append(
+        f"{total} of {report['planned']} seeds; slots after healing until all honest nodes agree on the head (at"
+    )
+    rows.append(f"most {MAX_AGREEMENT_SLOTS}) and have made something final again (at most {MAX_RECOVERY_SLOTS}).")
+    return "\n".join(rows)
+
+
+def say(text: str) -> None:
+    """What is being done now, for whoever waits."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 import argparse
 import collections
+import statistics
 import time
 
 from simulation.faults import draw_plan
 from simulation.scenario import run, tell
+from simulation.splits import Kept
 
 
 def main() -> int:
@@ -24,12 +26,16 @@ def main() -> int:
         kind = HostileNode
     began = time.monotonic()
     failures: collections.Counter[str] = collections.Counter()
+    agreements: collections.Counter[int] = collections.Counter()
     recoveries: collections.Counter[int] = collections.Counter()
+    splits: list[Kept] = []
     kept = made = 0
     for seed in seeds:
         plan = draw_plan(seed, arguments.size, hostile=arguments.hostile)
         outcome = run(plan, hostile=kind)
+        agreements[outcome.agreement_slots] += 1
         recoveries[outcome.recovery_slots] += 1
+        splits += outcome.splits
         kept, made = kept + outcome.kept, made + outcome.made
         if outcome.failure:
             failures[outcome.failure.partition(": ")[2][:60]] += 1
@@ -42,7 +48,14 @@ def main() -> int:
     print(
         f"{len(seeds)} seeds of {arguments.size} in {time.monotonic() - began:.1f} s; {sum(failures.values())} failed"
     )
-    print(f"slots to recover: {sorted(recoveries.items())}; kept {share} of {made} contributions")
+    print(f"slots to one head: {sorted(agreements.items())}, to finality: {sorted(recoveries.items())}")
+    print(f"kept {share} of {made} contributions")
+    if splits:
+        shares = [each.share for each in splits]
+        print(
+            f"of the lighter sides of {len(splits)} healed partitions: kept {100 * statistics.median(shares):.0f} % "
+            f"in the median, {100 * min(shares):.0f} % at worst"
+        )
     for text, count in failures.most_common(10):
         print(f"  {count:5d}  {text}")
     return 1 if failures else 0

@@ -60,6 +60,8 @@ class Plan:
         size: Founders, all of them certifiers.
         hostile: Which of them are hostile.
         chaos_slots: Slots with faults; everything heals at their end.
+        calm_slots: The most slots after it.
+        rounds: The run ends when there are as many, and the swarm has recovered, or after the calm slots.
     """
 
     seed: int
@@ -68,6 +70,7 @@ class Plan:
     hostile: tuple[int, ...] = ()
     chaos_slots: int = 12
     calm_slots: int = 14
+    rounds: int = 10
 
 
 def draw_plan(seed: int, size: int, *, hostile: bool = False, churn: bool = True, chaos_slots: int = 12) -> Plan:
@@ -223,13 +226,11 @@ def _fast(world: World, _fault: Fault) -> None:
 
 def _partition(world: World, fault: Fault) -> None:
     groups = dict(enumerate(fault.nodes))
-    world.network.groups = {
-        node.number: groups.get(node.number, 1 + node.number % max(fault.nodes)) for node in world.nodes
-    }
+    world.split({node.number: groups.get(node.number, 1 + node.number % max(fault.nodes)) for node in world.nodes})
 
 
 def _unite(world: World, _fault: Fault) -> None:
-    world.network.groups = {}
+    world.unite()
 
 
 def _block(world: World, fault: Fault) -> None:

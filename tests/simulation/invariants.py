@@ -7,6 +7,8 @@ final checkpoints and of who voted for what, and trusts no node's own view of ei
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from simulation.splits import Kept, Splits
+
 from fullrank_protocol import round_io
 from fullrank_protocol.chain import Mark
 from fullrank_protocol.checkpoint import Checkpoint
@@ -49,6 +51,7 @@ class Checker:
         self.trained_by_honest: dict[bytes, int] = {}
         self.conflicts: list[tuple[bytes, bytes]] = []
         self.accused_keys: set[bytes] = set()
+        self.splits = Splits()
         self.final_chain: list[Mark] = [Mark(slot=0, checkpoint=world.genesis.swarm)]
         self._final_ids = {world.genesis.swarm}
         self._final_of: dict[int, tuple[int, Mark]] = {}
@@ -117,6 +120,7 @@ class Checker:
         """An honest node has made a delta."""
         if node.is_honest:
             self.trained_by_honest[envelope.id] = self.world.slot
+            self.splits.trained(node, envelope.id)
 
     # ---- asked at the end ------------------------------------------------------------------------
 
@@ -125,13 +129,22 @@ class Checker:
         if found := self.disagreement(final_slot=final_slot):
             self._fail(found)
 
+    def check_heads(self) -> None:
+        """All honest nodes have one head."""
+        if found := self.different_heads():
+            self._fail(found)
+
     def disagreement(self, *, final_slot: int) -> str:
         """What `check_agreement` would fail with; empty when all is well."""
-        nodes = [node for node in self.world.honest() if node.is_up]
-        for node in nodes:
+        for node in self._honest():
             found = node.state.tree.final.slot
             if found < final_slot:
                 return f"{node} has final slot {found}, required is {final_slot}"
+        return self.different_heads()
+
+    def different_heads(self) -> str:
+        """Who has another head than the others, and so another digest; empty when nobody has."""
+        nodes = self._honest()
         longest = max((node.state.tree for node in nodes), key=lambda tree: tree.head().slot)
         head = longest.head()
         chain = {state.id for state in (head, longest.lookup(head.parent or b"")) if state is not None}
@@ -139,6 +152,9 @@ class Checker:
         if others:  # A node may be one checkpoint behind the newest: a message is on its way.
             return f"{others[0]} has head slot {others[0].state.tree.head().slot}, others have {head.slot}"
         return ""
+
+    def _honest(self) -> "list[SimulatedNode]":
+        return [node for node in self.world.honest() if node.is_up]
 
     def check_kept(self) -> tuple[int, int]:
         """No final contribution is lost; returns how many honest contributions are final, of how many made."""
@@ -149,6 +165,11 @@ class Checker:
                 self._fail(f"accepted and final work of slot {mark.slot} was lost")
         kept = sum(contribution_id in tip.applied for contribution_id in self.trained_by_honest)
         return kept, len(self.trained_by_honest)
+
+    def kept_of_splits(self) -> list[Kept]:
+        """What is kept of the lighter side's training, for every partition that has healed."""
+        tip = self._accounts[self.final_chain[-1].checkpoint]
+        return self.splits.kept({mark.checkpoint: mark.slot for mark in self.final_chain}, tip.applied)
 
     # ---- inside ----------------------------------------------------------------------------------
 

@@ -189,6 +189,7 @@ class SimulatedNode:
             while self._events:
                 batch = list(self._events)
                 self._events.clear()
+                self.world.num_events += len(batch)
                 _, actions = step_all(self.state, batch, self.now_ms())
                 for action in actions:
                     self._carry_out(action)

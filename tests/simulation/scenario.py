@@ -7,6 +7,7 @@ from simulation.faults import Plan, arrange
 from simulation.invariants import Violation
 from simulation.node import SimulatedNode
 from simulation.shared import collected_afterwards, opened_once
+from simulation.splits import Kept
 from simulation.world import World, make_genesis
 
 
@@ -17,25 +18,43 @@ class Outcome:
     Attributes:
         failure: What was violated; empty when all held.
         rounds: Of the honest head with the most.
-        recovery_slots: Slots after healing until every honest node had a final checkpoint from after it and one
-            head with the others; -1 when never.
+        finals: Final checkpoints, in any honest view.
+        events: Handed to round machines.
+        agreement_slots: Slots after healing until all honest nodes had one head; -1 when never.
+        recovery_slots: Slots after healing until all honest nodes had a final checkpoint from after it as well.
+        offenders: Certifiers of whom evidence was found.
         kept: Honest contributions that are final at the end.
         made: Honest contributions made.
+        splits: What healed partitions cost their lighter sides.
         fingerprint: Differs where anything in the chain of finals differs.
     """
 
     plan: Plan
     failure: str
     rounds: int
+    finals: int
+    events: int
+    agreement_slots: int
     recovery_slots: int
+    offenders: int
     kept: int
     made: int
+    splits: tuple[Kept, ...]
     fingerprint: str
     trace: str = ""
 
 
+MAX_AGREEMENT_SLOTS = 12
+"""After healing, all honest nodes have had one head, and so one digest, within as many slots."""
+
 MAX_RECOVERY_SLOTS = 14
-"""After healing, every honest node has one head, and a final checkpoint from after it, within as many slots."""
+"""After healing, all honest nodes have one head, and a final checkpoint from after it, within as many slots."""
+
+MIN_CALM_SLOTS = 3
+"""As long it must stay so."""
+
+MAX_LAG_SLOTS = 6
+"""When all is calm, what is final is at most as many slots behind: hostile proposers waste some of their turns."""
 
 
 def build(plan: Plan, *, hostile: type[SimulatedNode] | None = None, story: bool = False) -> World:
@@ -57,43 +76,51 @@ def run(plan: Plan, *, hostile: type[SimulatedNode] | None = None, world: World 
 
 
 def _run(plan: Plan, *, hostile: type[SimulatedNode] | None, world: World | None) -> Outcome:
-    failure, trace, recovery = "", "", -1
+    failure, trace, agreement, recovery = "", "", -1, -1
+    kept, made, splits = 0, 0, []
+    world = world or build(plan, hostile=hostile)
+    checker = world.checker
     try:
-        world = world or build(plan, hostile=hostile)
         world.run(plan.chaos_slots)
         healed_slot = world.slot
-        for slots in range(1, MAX_RECOVERY_SLOTS + 1):
+        while recovery < 0:
             world.run(1)
-            if has_recovered(world, healed_slot):
+            slots = world.slot - healed_slot
+            if agreement < 0 and (slots >= MAX_AGREEMENT_SLOTS or not checker.different_heads()):
+                checker.check_heads()
+                agreement = slots
+            if slots >= MAX_RECOVERY_SLOTS or not checker.disagreement(final_slot=healed_slot):
+                checker.check_agreement(final_slot=healed_slot)
                 recovery = slots
-                break
-        else:
-            world.checker.check_agreement(final_slot=healed_slot)
-        world.run(max(2, plan.calm_slots - slots))
-        world.checker.check_agreement(final_slot=max(healed_slot, world.slot - 6))
-        kept, made = world.checker.check_kept()
+        world.run(MIN_CALM_SLOTS)
+        while _rounds(world) < plan.rounds and world.slot < healed_slot + plan.calm_slots:
+            world.run(1)
+        checker.check_agreement(final_slot=max(healed_slot, world.slot - MAX_LAG_SLOTS))
+        kept, made = checker.check_kept()
+        splits = checker.kept_of_splits()
     except Violation as violation:
         failure, trace = str(violation), traceback.format_exc()
-        kept = made = 0
     except Exception as error:  # noqa: BLE001 - whatever the machine raises is the finding.
         failure, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
-        kept = made = 0
-    assert world is not None
     return Outcome(
         plan=plan,
         failure=failure,
-        rounds=max((node.state.tree.head().round for node in world.honest()), default=0),
+        rounds=_rounds(world),
+        finals=len(checker.final_chain) - 1,
+        events=world.num_events,
+        agreement_slots=agreement,
         recovery_slots=recovery,
+        offenders=len(checker.accused_keys),
         kept=kept,
         made=made,
-        fingerprint=world.checker.final_chain[-1].checkpoint.hex()[:16],
+        splits=tuple(splits),
+        fingerprint=checker.final_chain[-1].checkpoint.hex()[:16],
         trace=trace,
     )
 
 
-def has_recovered(world: World, healed_slot: int) -> bool:
-    """Whether honest nodes agree and have made something final since everything healed."""
-    return not world.checker.disagreement(final_slot=healed_slot)
+def _rounds(world: World) -> int:
+    return max((node.state.tree.head().round for node in world.honest()), default=0)
 
 
 def minimise(plan: Plan, *, hostile: type[SimulatedNode] | None = None) -> Plan:

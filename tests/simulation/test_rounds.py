@@ -78,7 +78,7 @@ def test_a_node_whose_clock_was_an_hour_ahead_follows_again_once_it_is_set_back(
     world.heal()
     world.run(0.01)
     world.nodes[1].skew_ms = 0
-    world.run(4)
+    world.run(4.5)
     assert len(heads(world)) == 1
     assert world.nodes[1].state.tree.final.slot >= 6
 

@@ -80,6 +80,7 @@ class World:
         self.network = Network()
         self.faulty_blobs: dict[bytes, Rule] = {}
         self.transfer_ms = 0
+        self.num_events = 0
         self.relays = size < LARGE
         self.quantum_ms = 20 if size < LARGE else 200
         self.tick_ms = 500 if size < LARGE else 1_000
@@ -142,10 +143,21 @@ class World:
 
     def partition(self, *groups: Sequence[SimulatedNode]) -> None:
         """Only nodes of one group reach each other from now on; nodes named nowhere reach nobody."""
-        self.network.groups = {node.number: group for group, nodes in enumerate(groups, 1) for node in nodes}
+        self.split({node.number: group for group, nodes in enumerate(groups, 1) for node in nodes})
+
+    def split(self, groups: dict[int, int]) -> None:
+        """The same by number: the group of each node."""
+        self.network.groups = groups
+        self.checker.splits.begin(groups, slot=self.slot, nodes=self.nodes)
+
+    def unite(self) -> None:
+        """Every group reaches every other again."""
+        self.checker.splits.end(slot=self.slot, nodes=self.nodes)
+        self.network.groups = {}
 
     def heal(self) -> None:
         """Everybody reaches everybody, quickly."""
+        self.unite()
         self.network = Network()
         self.transfer_ms = 0
 
@@ -188,12 +200,12 @@ class World:
 
     def fetch(self, asker: SimulatedNode, ids: tuple[bytes, ...]) -> None:
         """Objects by id, each from one neighbour that has it."""
-        others = [node for node in self.nodes if node is not asker and self.can_ask(asker, node)]
-        self.random.shuffle(others)
+        first = self.random.randrange(len(self.nodes))
+        order = [node for node in self.nodes[first:] + self.nodes[:first] if node is not asker]
         for object_id in ids:
-            for node in others:
+            for node in order:
                 found = node.disk.objects.get(object_id)
-                if found is not None and node.serves(found[0], asker):
+                if found is not None and self.can_ask(asker, node) and node.serves(found[0], asker):
                     self.at(self.delay(), lambda node=node, found=found: self.send(node, asker, found[0]))  # type: ignore[misc]
                     break
 
