@@ -47,6 +47,9 @@ class Outcome:
 MAX_AGREEMENT_SLOTS = 12
 """After healing, all honest nodes have had one head, and so one digest, within as many slots."""
 
+STALL_SLOTS = 6
+"""Short enough that partitions end in stalls, where those who left or were excluded count no more."""
+
 MAX_RECOVERY_SLOTS = 14
 """After healing, all honest nodes have one head, and a final checkpoint from after it, within as many slots."""
 
@@ -59,7 +62,7 @@ MAX_LAG_SLOTS = 6
 
 def build(plan: Plan, *, hostile: type[SimulatedNode] | None = None, story: bool = False) -> World:
     """The world of a plan, before the first event."""
-    world = World(make_genesis(founders=plan.size), seed=plan.seed, size=plan.size)
+    world = World(make_genesis(founders=plan.size, stall_slots=STALL_SLOTS), seed=plan.seed, size=plan.size)
     if story:
         world.story = []
     for number in range(plan.size):
