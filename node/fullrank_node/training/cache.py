@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Protocol, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,17 @@ class CacheSummary:
     num_skipped: int
     skipped: list[tuple[int, str]]
     fingerprint: str
+
+
+class BlockSource(Protocol):
+    """Where training reads its blocks: a cache, or what stands for one."""
+
+    @property
+    def summary(self) -> CacheSummary:
+        """What it holds."""
+
+    def read(self, part: str, rows: npt.NDArray[np.int64]) -> Blocks:
+        """Read some blocks of a part, in the order given."""
 
 
 class BlockCache:

@@ -15,7 +15,7 @@ import numpy as np
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.files import write_atomically
 from fullrank_node.training import lora
-from fullrank_node.training.cache import BlockCache
+from fullrank_node.training.cache import BlockSource
 from fullrank_node.training.loop import Deadline, Schedule, StepsDone, block_order, run_steps
 from fullrank_node.training.optimizer_state import TrainingState, load_state, read_moments, save_state, state_key
 from fullrank_protocol.codec import CODEC_PACKED, encode
@@ -118,7 +118,7 @@ def contribute(
     model: Any,
     genesis: Genesis,
     plan: Plan,
-    cache: BlockCache,
+    cache: BlockSource,
     *,
     state_dir: Path,
     out_path: Path,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,6 @@ from fullrank_node.training.optimizer_state import TrainingState, restore_moment
 
 if TYPE_CHECKING:
     import torch
-
-    from fullrank_node.training.lora import Adapter
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +86,17 @@ class Deadline:
         return self.at_ms is None or self.now_ms() + duration_ms + self.reserve_ms <= self.at_ms
 
 
+class Learner(Protocol):
+    """A model and what of it is trained: an adapter, or in a benchmark the whole."""
+
+    @property
+    def model(self) -> Any:
+        """To be called in training."""
+
+    def named_parameters(self) -> dict[str, "torch.nn.Parameter"]:
+        """What the optimiser moves."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepsDone:
     """What a contribution's training amounted to.
@@ -121,7 +130,7 @@ def block_order(*, seed: int, num_blocks: int, start: int) -> Iterator[int]:
 
 
 def run_steps(
-    adapter: "Adapter",
+    learner: Learner,
     read: Callable[[npt.NDArray[np.int64]], Blocks],
     order: Iterator[int],
     *,
@@ -131,10 +140,10 @@ def run_steps(
     state: TrainingState,
     progress: Callable[..., None],
 ) -> StepsDone:
-    """Train an adapter until its steps are done or the deadline is near.
+    """Train an adapter, or whatever learns, until its steps are done or the deadline is near.
 
     Each step takes `batch_size` block numbers of `order` and has them `read`. AdamW starts from the moments
-    of `state`, where they fit the adapter.
+    of `state`, where they fit the parameters.
 
     Raises:
         NodeError: When the loss is not finite, memory does not suffice for a single block, or there is no
@@ -142,10 +151,10 @@ def run_steps(
     """
     import torch
 
-    parameters = adapter.named_parameters()
+    parameters = learner.named_parameters()
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=schedule.peak, betas=ADAM_BETAS, weight_decay=0.0)
     restore_moments(optimizer, parameters, state)
-    adapter.model.train()
+    learner.model.train()
     losses: list[float] = []
     num_tokens, longest_ms, reported_s, micro_batch = 0, 0.0, -math.inf, batch_size
     started_s = time.monotonic()
@@ -156,7 +165,7 @@ def run_steps(
         rate = schedule.rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss, micro_batch = _gradients(adapter.model, optimizer, blocks, micro_batch=micro_batch)
+        loss, micro_batch = _gradients(learner.model, optimizer, blocks, micro_batch=micro_batch)
         if not math.isfinite(loss):
             raise NodeError(
                 f"the training loss became {loss} at step {step + 1}; nothing is contributed",
