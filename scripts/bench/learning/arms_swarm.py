@@ -1,0 +1,133 @@
+"""Our own arms: every node trains as the daemon does, and every round is merged by the protocol's own code.
+
+Nothing is imitated here. `contribute` trains, rounds to integers and encodes; the bytes are decoded, weighed by their
+Gram matrix under the default rule, and applied exactly to float32 masters.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from fullrank_node.training.contribute import Plan, contribute
+from fullrank_node.training.lora import MODE_AB, MODE_B
+from fullrank_protocol.codec import CODEC_PACKED, decode
+from fullrank_protocol.delta import Delta, expand
+from fullrank_protocol.genesis import Genesis
+from fullrank_protocol.gram import gram
+from fullrank_protocol.scaled import Scaled
+from fullrank_protocol.state import apply_tile, plan_update
+from fullrank_protocol.weights import Entry, weigh
+from learning.arm import ADAPTER, AfterRound, Arm, Weights
+from learning.run import NodeBlocks, ignore
+
+if TYPE_CHECKING:
+    from learning.run import Node, Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swarm(Arm):
+    """The swarm.
+
+    Attributes:
+        mode: `B`: a seeded A, of which B alone travels; `AB`: both are trained and travel.
+        rank: Components of a contribution for each module.
+        bits: Of an entry as sent.
+        period: Rounds for which a node keeps its A.
+        carry: Whether AdamW's state lives as long as A does (mode B).
+        feedback: Whether what rounding took from one delta is added to the next (mode B, while A is kept).
+        outer_step: Length of the step along the mean.
+    """
+
+    trains: ClassVar[str] = ADAPTER
+
+    mode: str
+    rank: int
+    bits: int = 4
+    period: int = 3
+    carry: bool = True
+    feedback: bool = False
+    outer_step: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """See `Arm`."""
+        parts = [
+            f"ours-{self.mode}-r{self.rank}-{self.bits}bit-k{self.period}",
+            "fresh" if self.mode == MODE_B and not self.carry else "",
+            "feedback" if self.feedback else "",
+            "" if self.outer_step == 1.0 else f"outer{self.outer_step:g}",
+        ]
+        return "-".join(part for part in parts if part)
+
+    @property
+    def anchor_rate(self) -> float:
+        """See `Arm`."""
+        return 1e-2 if self.mode == MODE_AB else 2e-2
+
+    def rounds(self, run: "Run") -> Iterator[AfterRound]:
+        """See `Arm`."""
+        genesis = run.bench.genesis(outer_step=self.outer_step)
+        weights = run.bench.initial
+        trailing: list[Scaled] = []
+        for number in range(run.setting.rounds):
+            run.bench.load(weights)
+            entries: list[Entry] = []
+            deltas: list[Delta] = []
+            sizes: list[float] = []
+            for node in run.nodes:
+                blob, num_tokens = self._contribution(run, node, number, genesis)
+                seed_of = run.seed_of(node, number // self.period, genesis=genesis)
+                deltas.append(expand(decode(blob, genesis, CODEC_PACKED), seed_of, genesis.modules))
+                entries.append(_entry(node, number, blob, num_tokens))
+                sizes.append(float(len(blob)))
+            weighed = weigh(entries, gram(deltas, genesis.modules), genesis.rule, trailing)
+            trailing.append(weighed.update_norm)
+            weights = applied(weights, deltas, weighed.weights, genesis)
+            merged = tuple((delta, weight.value()) for delta, weight in zip(deltas, weighed.weights, strict=True))
+            yield AfterRound(models=(weights,), num_bytes=tuple(sizes), roundings=number + 1, merged=merged)
+
+    def _contribution(self, run: "Run", node: "Node", number: int, genesis: Genesis) -> tuple[bytes, int]:
+        """One node's encoded delta, and the tokens that it trained on; the model comes back as it was."""
+        home = run.directory / str(node.number)
+        home.mkdir(exist_ok=True)
+        plan = Plan(
+            member=node.member,
+            base_round=number,
+            period=number // self.period,
+            mode=self.mode,
+            rank=self.rank,
+            bits_b=self.bits,
+            bits_a=self.bits,
+            batch_size=run.setting.batch,
+            schedule=run.schedule(number, steps=run.setting.steps, warm=True),
+            seed=node.order_seed,
+            deadline_ms=None,
+            stochastic=True,
+            error_feedback=self.feedback,
+            carry_moments=self.carry,
+        )
+        done = contribute(
+            run.bench.model,
+            genesis,
+            plan,
+            NodeBlocks(run=run, node=node),
+            state_dir=home,
+            out_path=home / "delta.bin",
+            encoding_ms=0.0,
+            progress=ignore,
+        )
+        return (home / "delta.bin").read_bytes(), done.steps.num_tokens
+
+
+def applied(weights: Weights, deltas: Sequence[Delta], counts: Sequence[Scaled], genesis: Genesis) -> Weights:
+    """The weights after a merge, as every node of the swarm computes them."""
+    after = dict(weights)
+    for module, plan in plan_update(deltas, counts, genesis.modules):
+        after[module.name] = apply_tile(weights[module.name], plan, slice(0, module.out_features))
+    return after
+
+
+def _entry(node: "Node", number: int, blob: bytes, num_tokens: int) -> Entry:
+    contribution_id = hashlib.sha256(node.member + number.to_bytes(8, "little") + blob).digest()
+    return Entry(contribution_id=contribution_id, member=node.member, num_tokens=num_tokens, staleness=0)

@@ -1,0 +1,111 @@
+"""Which arms there are, and which are compared by default.
+
+Baselines of the federated kind have rank 8, whose unquantised factors are the bytes that ours must not exceed.
+"""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from fullrank_node.training.lora import MODE_AB, MODE_B
+from learning.arm import Arm
+from learning.arms_adapter import (
+    AloneAdapter,
+    FactorAveraging,
+    ResidualFolding,
+    Restarts,
+    SingleAdapter,
+    Stacking,
+    TruncatedMean,
+)
+from learning.arms_swarm import Swarm
+from learning.arms_whole import Alone, LocalSteps, Parallel, Sequential, Sparse
+
+KINDS: tuple[type[Arm], ...] = (
+    Alone,
+    AloneAdapter,
+    FactorAveraging,
+    LocalSteps,
+    Parallel,
+    ResidualFolding,
+    Restarts,
+    Sequential,
+    SingleAdapter,
+    Sparse,
+    Stacking,
+    Swarm,
+    TruncatedMean,
+)
+
+MARK = Parallel()
+"""What gains are measured against."""
+
+OURS = Swarm(mode=MODE_B, rank=32, bits=4, period=3)
+"""What others are compared with in pairs, unless another of ours is named."""
+
+STANDARD: tuple[Arm, ...] = (
+    MARK,
+    Parallel(linear_only=True),
+    Sequential(),
+    LocalSteps(carry=True),
+    LocalSteps(carry=False),
+    Sparse(density=1 / 32),
+    Sparse(density=1 / 8),
+    Alone(),
+    AloneAdapter(rank=16),
+    SingleAdapter(rank=4),
+    SingleAdapter(rank=16),
+    Restarts(rank=16),
+    FactorAveraging(rank=8, own=False, restart=False),
+    FactorAveraging(rank=8, own=False, restart=True),
+    FactorAveraging(rank=8, own=True, restart=True),
+    ResidualFolding(rank=8),
+    Stacking(rank=8),
+    TruncatedMean(rank=8),
+    OURS,
+    Swarm(mode=MODE_B, rank=16),
+    Swarm(mode=MODE_B, rank=8),
+    Swarm(mode=MODE_B, rank=32, period=1),
+    Swarm(mode=MODE_B, rank=32, period=6),
+    Swarm(mode=MODE_B, rank=32, carry=False),
+    Swarm(mode=MODE_B, rank=32, bits=8),
+    Swarm(mode=MODE_B, rank=32, bits=2),
+    Swarm(mode=MODE_B, rank=32, bits=2, feedback=True),
+    Swarm(mode=MODE_AB, rank=4, period=1),
+    Swarm(mode=MODE_AB, rank=8, period=1),
+    Swarm(mode=MODE_AB, rank=16, period=1),
+)
+"""Every arm at the usual number of nodes."""
+
+SWEEP: tuple[Arm, ...] = (
+    MARK,
+    Sequential(),
+    LocalSteps(carry=True),
+    FactorAveraging(rank=8, own=False, restart=False),
+    OURS,
+    Swarm(mode=MODE_AB, rank=8, period=1),
+)
+"""The few that are compared at other numbers of nodes and rounds."""
+
+SETS: Mapping[str, tuple[Arm, ...]] = {"standard": STANDARD, "sweep": SWEEP}
+
+
+def arms_named(wanted: Sequence[str]) -> tuple[Arm, ...]:
+    """The arms that names, patterns (`ours-*`) or sets (`standard`, `sweep`) stand for, in the catalogue's order.
+
+    Raises:
+        ValueError: A name stands for nothing.
+    """
+    found: list[Arm] = []
+    for name in wanted:
+        matching = SETS.get(name) or tuple(arm for arm in STANDARD if fnmatchcase(arm.name, name))
+        if not matching:
+            raise ValueError(f"no arm is called {name!r}; there are {', '.join(arm.name for arm in STANDARD)}")
+        found += matching
+    return tuple(arm for arm in STANDARD if arm in found)
+
+
+def arm_from_json(value: Mapping[str, Any]) -> Arm:
+    """The inverse of `Arm.to_json`."""
+    kinds = {kind.__name__: kind for kind in KINDS}
+    return kinds[value["kind"]](**{name: field for name, field in value.items() if name != "kind"})

@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""Compares ways of learning together at equal data: ours, full fine-tuning, adapters and what others have published.
+
+    scripts/bench/quality.py                                          # the embedded base and texts, every arm
+    scripts/bench/quality.py --arms sweep --nodes 2 8 16 --split iid  # fewer arms, other numbers of nodes
+    scripts/bench/quality.py --arms sweep --rounds 30
+    scripts/bench/quality.py --base DIR --data TRAIN.jsonl --test TEST.jsonl --results OTHER.jsonl
+    scripts/bench/quality.py --plan                                   # what is missing, and how long it takes
+    scripts/bench/quality.py --report                                 # the tables of what is there
+
+Every trial (an arm at a rate with a seed) is one line of the results file, added as soon as it is done; what is there
+is not run again, so the script may be stopped at any time. Rates are tuned for each arm and setting on validation
+blocks with one seed, then tested with others on test blocks. At the end come a table for each setting, and a summary
+in JSON beside the results. `python -m pydoc learning.catalogue` lists the arms.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # Trials run side by side; threads would only fight (measured: tenfold).
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "scripts/bench"), str(ROOT / "node"), str(ROOT / "protocol")]
+
+from learning.arm import Arm  # noqa: E402 - after the path is set.
+from learning.catalogue import MARK, OURS, arms_named  # noqa: E402
+from learning.corpus import Sources, embedded_sources  # noqa: E402
+from learning.plan import Estimate, Lineup, estimates  # noqa: E402
+from learning.report import compare, summary, table  # noqa: E402
+from learning.setting import SPLITS, Setting, Trial  # noqa: E402
+from learning.store import Results  # noqa: E402
+from learning.timing import step_times  # noqa: E402
+from learning.trial import CURVE_BLOCKS, Line, machine  # noqa: E402
+from learning.work import BenchSource, run_here, run_in_processes  # noqa: E402
+
+from fullrank_node.errors import NodeError  # noqa: E402
+from fullrank_node.model.base import EMBEDDED_PREFIX, resolve_base  # noqa: E402
+
+
+def main(command: Sequence[str] | None = None) -> int:
+    """Runs what is missing, or says what that would take, then prints the tables; returns the exit code."""
+    parser = arguments()
+    options = parser.parse_args(command)
+    results = Results(options.results)
+    if options.report:
+        return report(options, results)
+    try:
+        arms = arms_named(options.arms)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        with tempfile.TemporaryDirectory(prefix="quality-") as directory:
+            return run(options, arms, results, texts=Path(directory))
+    except NodeError as error:
+        print(f"quality: {error}" + (f"\n{error.hint}" if error.hint else ""), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("quality: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--arms", nargs="+", default=["standard"], help="names, patterns, or the sets standard and sweep")
+    add("--nodes", nargs="+", type=int, default=[4])
+    add("--rounds", nargs="+", type=int, default=[6])
+    add("--split", nargs="+", choices=SPLITS, default=list(SPLITS))
+    add("--seeds", type=int, default=3, help="test seeds, 1 to this")
+    add("--rates", nargs="+", type=float, default=[], help="try these only, instead of looking around each arm's own")
+    add("--steps", type=int, default=20, help="optimiser steps of each node in a round")
+    add("--batch", type=int, default=4, help="blocks in one step")
+    add("--block-length", type=int, default=128, help="tokens in one block")
+    add("--warmup", type=int, default=3, help="steps over which the rate rises")
+    add("--valid-blocks", type=int, default=128, help="blocks that rates are tuned on, at most")
+    add("--test-blocks", type=int, default=256, help="blocks that results are measured on, at most")
+    add("--base", default=EMBEDDED_PREFIX + "demo", help="a directory or hub name, or the embedded base")
+    add("--data", nargs="+", type=Path, default=[], help="text or JSON Lines files, one a domain")
+    add("--test", nargs="+", type=Path, default=[], help="files to test on, else the last rows of --data")
+    add("--processes", type=int, default=1, help="trials at a time, one thread each")
+    add("--results", type=Path, default=ROOT / "scripts/bench/results/quality.jsonl", help="one JSON line a trial")
+    add("--ours", default=OURS.name, help="the arm that others are compared with")
+    add("--plan", action="store_true", help="say what is missing and how long it takes, and run nothing")
+    add("--report", action="store_true", help="print what the results say, and run nothing")
+    return parser
+
+
+def run(options: argparse.Namespace, arms: tuple[Arm, ...], results: Results, *, texts: Path) -> int:
+    """Open base and texts, then plan or run."""
+    lengths = {
+        "block_length": options.block_length,
+        "valid_blocks": options.valid_blocks,
+        "test_blocks": options.test_blocks,
+    }
+    if options.data:
+        names = " ".join(path.stem for path in options.data)
+        sources = Sources(name=names, train=tuple(options.data), test=tuple(options.test), **lengths)
+    else:
+        sources = embedded_sources(texts, **lengths)
+    base_dir = resolve_base(options.base)
+    source = BenchSource(
+        base_dir=base_dir,
+        base_name=options.base if options.base.startswith(EMBEDDED_PREFIX) else base_dir.name,
+        sources=sources,
+    )
+    bench = source.open()
+    settings = [
+        Setting(
+            base=bench.name,
+            corpus=bench.corpus.name,
+            nodes=nodes,
+            rounds=rounds,
+            steps=options.steps,
+            batch=options.batch,
+            warmup=options.warmup,
+            split=split,
+        )
+        for split in options.split
+        for rounds in options.rounds
+        for nodes in options.nodes
+    ]
+    seeds = tuple(range(1, options.seeds + 1))
+    lineups = [Lineup(setting=setting, arms=arms, seeds=seeds, rates=tuple(options.rates)) for setting in settings]
+    if options.plan:
+        times = step_times(bench, settings[0])
+        missing = estimates(
+            lineups,
+            results,
+            times,
+            valid_blocks=len(bench.corpus.valid),
+            test_blocks=len(bench.corpus.test),
+            curve_blocks=min(CURVE_BLOCKS, len(bench.corpus.test)),
+        )
+        print(plan_text(missing))
+        print(
+            f"measured here: {1000 * times.whole:.0f} ms a step of all weights, {1000 * times.adapter:.0f} ms of an "
+            f"adapter, {1000 * times.block:.1f} ms to evaluate a block; {machine()['machine']}"
+        )
+        return 0
+    if options.processes > 1:
+        run_in_processes(source, lineups, results, tell, processes=options.processes)
+    else:
+        run_here(bench, lineups, results, tell)
+    return report(options, results)
+
+
+def report(options: argparse.Namespace, results: Results) -> int:
+    """Print every table that the results hold, and write the summary."""
+    comparisons = compare(results, ours=options.ours)
+    found = summary(comparisons, results)
+    for comparison in comparisons:
+        print(table(comparison), end="\n\n")
+    for machine_name, versions in zip(found["machines"], found["versions"], strict=False):
+        print(f"{machine_name}; {versions}")
+    print(f"{found['trials']} trials, {found['cpu_h']} h of one core; mark: {MARK.name}")
+    if comparisons:
+        options.results.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def plan_text(missing: Sequence[Estimate]) -> str:
+    """What is missing, by setting and arm, and in all."""
+    lines: list[str] = []
+    settings = list(dict.fromkeys(one.setting for one in missing))
+    for setting in settings:
+        lines += [setting.title, f"{'arm':32} {'trials':>6} {'CPU min':>8}"]
+        for one in missing:
+            if one.setting == setting:
+                lines.append(f"{one.arm.name:32} {one.trials:>6} {one.cpu_s / 60:>8.1f}")
+        lines.append("")
+    hours = sum(one.cpu_s for one in missing) / 3600
+    return "\n".join([*lines, f"{sum(one.trials for one in missing)} trials, about {hours:.1f} h of one core"])
+
+
+def tell(trial: Trial, line: Line) -> None:
+    """One line for whoever waits."""
+    loss = line["result"]["loss"]
+    shown = line["result"]["failed"] if loss is None else f"loss {loss:.4f}"
+    print(
+        f"{time.strftime('%H:%M:%S')} {trial.setting.nodes} nodes {trial.setting.rounds} rounds {trial.setting.split}: "
+        f"{trial.arm.name} rate {trial.rate:.4g} {trial.purpose} seed {trial.seed}: {shown}, {line['cost']['cpu_s']} s",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
