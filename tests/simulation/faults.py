@@ -87,11 +87,13 @@ def draw_plan(seed: int, size: int, *, hostile: bool = False, churn: bool = True
 
     for _ in range(rng.randint(2, 6 + size)):
         node = rng.randrange(size)
-        kind = rng.choice(["kill", "kill", "torn", "pause", "skew", "full", "loss", "slow", "partition", "oneway"])
-        begin, until = span(6 if kind in ("partition", "kill") else 3)
+        kind = rng.choice(
+            ["kill", "kill", "torn", "pause", "sleep", "skew", "full", "loss", "slow", "partition", "oneway"]
+        )
+        begin, until = span({"partition": 6, "kill": 6, "sleep": 12}.get(kind, 3))
         if kind in ("kill", "torn"):
             faults.append(Fault(kind, begin, until, node, number=rng.choice([0, 0, rng.randint(1, 30)])))
-        elif kind in ("pause", "full"):
+        elif kind in ("pause", "sleep", "full"):
             faults.append(Fault(kind, begin, until, node))
         elif kind == "skew":
             faults.append(Fault(kind, begin, until, node, number=rng.randint(-8_000, 8_000)))
@@ -298,6 +300,7 @@ KINDS: dict[str, tuple[Callable[[World, Fault], None], Callable[[World, Fault], 
     "kill": (_kill, _restart),
     "torn": (_kill, _restart),
     "pause": (_pause, None),
+    "sleep": (_pause, None),
     "full": (_fill_disk, _restart),
     "skew": (_skew, _unskew),
     "loss": (_lose, _find),

@@ -21,6 +21,9 @@ WINDOW_MS = 10_000
 LARGE = 8
 """From this many nodes on, time is coarser and authors alone pass their objects on."""
 
+CONNECTION_MS = 20_000
+"""To a process that stands still for longer, messages are lost: its connections break."""
+
 __all__ = ["START_MS", "WINDOW_MS", "Network", "World", "key_of", "make_genesis"]
 
 
@@ -184,6 +187,8 @@ class World:
     def send(self, sender: SimulatedNode, receiver: SimulatedNode, envelope: Envelope) -> None:
         """One message on one link, with all that can happen to it."""
         if not receiver.is_up or envelope.id in receiver.state.known or not self.reaches(sender, receiver):
+            return
+        if receiver.paused_until_ms > self.now_ms + CONNECTION_MS:
             return
         network = self.network
         if network.loss and self.random.random() < network.loss:
