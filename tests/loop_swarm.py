@@ -6,7 +6,7 @@ a test signs the contributions and puts their blobs into the store of whoever se
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,14 @@ SHAPES = {"a": (48, 40), "b": (24, 56), "c": (33,)}
 """Adapted tensors: two matrices and a vector."""
 
 
-def make_genesis(*founders: str, policy: int = wire.INVITE, **limits: int) -> Genesis:
-    """A swarm over the three tensors; slots take a second of the set clock."""
+def make_genesis(
+    *founders: str, policy: int = wire.INVITE, shapes: Mapping[str, tuple[int, ...]] = SHAPES, **limits: int
+) -> Genesis:
+    """A swarm over the three tensors, or others; slots take a second of the set clock."""
     message = genesis_message(founders=founders, policy=policy)
     del message.modules[:]
     del message.base.tensors[:]
-    for name, shape in SHAPES.items():
+    for name, shape in shapes.items():
         kind = wire.LINEAR if len(shape) == 2 else wire.DENSE
         message.base.tensors.add(name=name, shape=shape, sha256=id_of(name))
         message.modules.add(name=name, kind=kind, out_features=shape[0], in_features=[*shape, 1][1])
@@ -108,6 +110,7 @@ class MemoryNetwork:
         self.key = key(name)
         self.inbound = inbound
         self.spoil: Callable[[bytes], bytes] = lambda data: data
+        self.fetched: list[bytes] = []  # Blobs that came whole.
         self._hub = hub
         self._tasks: set[asyncio.Task[Any]] = set()
         hub.networks[self.key] = self
@@ -167,6 +170,7 @@ class MemoryNetwork:
             except RejectError as error:
                 reasons[provider] = error.detail
             else:
+                self.fetched.append(ref.id)
                 return
         raise BlobUnavailable(f"nobody has blob {ref.id.hex()[:12]}: {'; '.join(reasons.values())}", reasons=reasons)
 

@@ -57,7 +57,10 @@ def restored_state(
             elif verdict is not None:
                 verdicts[envelope.id] = verdict == b"\x01"
     state.arrival.pinned = store.get_meta(PINNED_KEY)
-    state.arrival.blobs_here = frozenset(store.blobs.ids())
+    found = store.blobs.survey()
+    state.arrival.blobs_here = frozenset(blob for blob, held in found.items() if held.is_whole)
+    broken_off = found.keys() - state.arrival.blobs_here
+    state.arrival.partly_here = {blob: store.blobs.partial_bytes(blob) for blob in broken_off}
     return restore(
         state, iter(envelopes), verdicts, now_ms, believed=frozenset(believed), adopted=store.get_meta(ADOPTED_KEY)
     )

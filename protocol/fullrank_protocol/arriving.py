@@ -109,8 +109,10 @@ def snapshot_refused(state: RoundState, event: SnapshotRefused) -> Iterator[Acti
 
 def distrust(state: RoundState, envelope: Envelope) -> None:
     """Heed no more snapshots of the author of this one."""
-    state.arrival.distrusted.add(envelope.public_key)
-    state.arrival.snapshots.pop(envelope.public_key, None)
+    arrival = state.arrival
+    arrival.distrusted.add(envelope.public_key)
+    arrival.snapshots.pop(envelope.public_key, None)
+    arrival.begun = {key: each for key, each in arrival.begun.items() if each.author != envelope.public_key}
 
 
 def snapshot_unavailable(state: RoundState, snapshot_id: bytes, now_ms: int) -> None:
@@ -135,7 +137,7 @@ def _usable(state: RoundState, now_ms: int) -> list[Snapshot]:
         if pinned is None or not tree.is_voted_final(pinned):
             return []
     found = []
-    for snapshot in arrival.snapshots.values():
+    for snapshot in (*arrival.snapshots.values(), *arrival.begun.values()):
         node = tree.nodes[snapshot.checkpoint]
         if node.verdict is not None or arrival.set_aside.get(snapshot.id, 0) > now_ms:
             continue
@@ -147,7 +149,8 @@ def _usable(state: RoundState, now_ms: int) -> list[Snapshot]:
 
 
 def _bytes_of(state: RoundState, snapshot: Snapshot) -> int:
-    return 0 if snapshot.blob.id in state.arrival.blobs_here else snapshot.blob.num_bytes
+    blob, arrival = snapshot.blob, state.arrival
+    return 0 if blob.id in arrival.blobs_here else blob.num_bytes - arrival.partly_here.get(blob.id, 0)
 
 
 def _missing_bytes(state: RoundState, node: Node) -> float:

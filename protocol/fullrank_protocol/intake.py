@@ -282,7 +282,7 @@ def _receive_snapshot(state: RoundState, envelope: Envelope, now_ms: int) -> Ite
         raise RejectError(Rule.DUPLICATE, "is a second snapshot of this member of one checkpoint")
     if snapshot.author in state.arrival.distrusted or (newest is not None and newest.slot > snapshot.slot):
         return
-    state.arrival.snapshots[snapshot.author] = snapshot
+    state.arrival.note(snapshot)
     yield Keep(envelope=envelope, slot=snapshot.slot)
 
 

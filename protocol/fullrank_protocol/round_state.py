@@ -3,6 +3,7 @@
 import enum
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fullrank_protocol.chain import ChainState, Mark
@@ -75,7 +76,9 @@ class Arrival:
         highest_round: Take no snapshot of a later round; None: of any.
         pinned: A checkpoint that the swarm's link says is final; a chain without it is a forgery.
         blobs_here: Blobs on this disk at the start: they need not be fetched.
+        partly_here: Bytes on this disk at the start of blobs whose download was broken off.
         snapshots: The newest hint of each author.
+        begun: Older hints of which something is here already.
         distrusted: Authors of snapshots that were not what they said.
         set_aside: Snapshots that were not to be had, with the time of the next attempt.
         sought: The snapshot that is being fetched and applied.
@@ -91,7 +94,9 @@ class Arrival:
     highest_round: int | None = None
     pinned: bytes | None = None
     blobs_here: frozenset[bytes] = frozenset()
+    partly_here: Mapping[bytes, int] = field(default_factory=dict)
     snapshots: dict[bytes, Snapshot] = field(default_factory=dict)
+    begun: dict[bytes, Snapshot] = field(default_factory=dict)
     distrusted: set[bytes] = field(default_factory=set)
     set_aside: dict[bytes, int] = field(default_factory=dict)
     sought: Snapshot | None = None
@@ -101,6 +106,13 @@ class Arrival:
     look_at_ms: int = 0
     believed: Mark | None = None
     beside: set[bytes] = field(default_factory=set)
+
+    def note(self, snapshot: Snapshot) -> None:
+        """Of an author the newest hint counts, and an older one whose download goes on after a restart."""
+        older = self.snapshots.get(snapshot.author)
+        if older is not None and older.blob.id in self.partly_here:
+            self.begun[older.id] = older
+        self.snapshots[snapshot.author] = snapshot
 
 
 @dataclass(slots=True, kw_only=True)

@@ -29,7 +29,7 @@ from fullrank_protocol.round_io import (
     Synced,
     Verified,
 )
-from fullrank_protocol.snapshot import make_snapshot, max_snapshot_bytes
+from fullrank_protocol.snapshot import make_snapshot, max_snapshot_bytes, open_snapshot
 
 DELTA_BYTES = 50
 SNAPSHOT_BYTES = 120
@@ -143,6 +143,24 @@ def test_a_restart_in_the_middle_seeks_it_again(past: Past) -> None:
     told(machine, past, past.snapshot(5))
     again = machine.restarted()
     assert only(FetchSnapshot, again.feed(Synced())).snapshot.slot == 5
+
+
+def test_after_a_restart_a_download_goes_on_also_where_its_author_has_a_newer_one(past: Past) -> None:
+    older, newer = past.snapshot(4), past.snapshot(6)
+    for partly_here, slot in ((0, 6), (90, 6), (110, 4)):  # 120 + 2 * 50 bytes by the older, 120 by the newer.
+        machine = past.newcomer()
+        machine.state.arrival.partly_here = {open_snapshot(older, past.tale.swarm.genesis).blob.id: partly_here}
+        assert only(FetchSnapshot, told(machine, past, older, newer)).snapshot.slot == slot
+
+
+def test_nothing_more_is_taken_of_a_liar_whose_download_was_broken_off(past: Past) -> None:
+    older, newer = past.snapshot(4), past.snapshot(6)
+    machine = past.newcomer()
+    machine.state.arrival.partly_here = {open_snapshot(older, past.tale.swarm.genesis).blob.id: 110}
+    told(machine, past, older, newer)
+    done = machine.feed(SnapshotRefused(snapshot_id=older.id, rule=Rule.DIGEST, detail="gives another model"))
+    assert not some(FetchSnapshot, done)
+    assert machine.head.id == past.rounds[-1].id
 
 
 def test_deltas_that_are_here_already_count_nothing(past: Past) -> None:

@@ -1,8 +1,10 @@
 """Real stores, workers and merges: snapshots made, fetched, applied, refused, and old deltas removed (section 12)."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chains import key
@@ -10,6 +12,7 @@ from loop_swarm import LoopNode, LoopSwarm, loop_swarm, make_genesis, some_delta
 from peers import until
 from swarms import key_of
 
+from fullrank_node.admission import WARNING, offer_admission
 from fullrank_node.blob_store import BlobStore
 from fullrank_node.config import Config, LimitsSection
 from fullrank_node.keeping import GIGABYTE, Keeper
@@ -17,6 +20,9 @@ from fullrank_node.merger import Merger
 from fullrank_node.replay import apply_start, find_start, first_mismatch, hold_blobs
 from fullrank_node.restoring import restored_state, stored_snapshots
 from fullrank_protocol.checkpoint import Checkpoint
+from fullrank_protocol.limits import CHUNK_BYTES
+from fullrank_protocol.membership import ROLE_CONTRIBUTE, make_grant
+from fullrank_protocol.round_io import Merge, Merged
 from fullrank_protocol.round_state import RECENT_SLOTS
 from fullrank_protocol.snapshot import Snapshot, make_snapshot
 
@@ -89,6 +95,73 @@ async def test_a_small_disk_trades_old_deltas_for_a_snapshot_and_serves_it(past:
         await has_arrived(zoe, bob)
 
 
+async def test_killed_in_the_middle_of_a_replay_it_fetches_and_recomputes_nothing_twice(
+    past: LoopSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = past.nodes[0]
+    merge, merged = Merger.merge, list[bytes]()
+
+    async def merge_three(merger: Merger, request: Merge, **given: Any) -> Merged:
+        if len(merged) == 3:
+            await asyncio.Event().wait()
+        merged.append(request.key.parent)
+        return await merge(merger, request, **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Merger, "merge", merge_three)
+        async with past.node("zoe") as zoe:
+            await until(lambda: zoe.head.round == 3 and deltas_here(zoe, chain_of(ada)) == 2 * NUM_ROUNDS)
+            assert len(zoe.network.fetched) == 2 * NUM_ROUNDS
+    merged.append(b"the second life")
+
+    async def merge_more(merger: Merger, request: Merge, **given: Any) -> Merged:
+        merged.append(request.key.parent)
+        return await merge(merger, request, **given)
+
+    monkeypatch.setattr(Merger, "merge", merge_more)
+    async with past.node("zoe") as zoe:
+        assert zoe.head.round == 3
+        await has_arrived(zoe, ada)
+        assert zoe.network.fetched == []
+    parents = [past.genesis.swarm, *(checkpoint.id for checkpoint in chain_of(ada)[:-1])]
+    assert merged == [*parents[:3], b"the second life", *parents[3:]]
+
+
+async def test_killed_in_the_middle_of_a_snapshot_it_fetches_the_missing_chunks_only(tmp_path: Path) -> None:
+    """440,000 weights: a snapshot of two chunks, and deltas of 220 kB each."""
+    genesis = make_genesis("ada", "bob", shapes={"c": (440_000,)}, max_delta_bytes=1 << 20)
+    async with loop_swarm(tmp_path, genesis, "ada", "bob") as swarm:
+        ada = swarm.nodes[0]
+        for number in range(NUM_ROUNDS):
+            await swarm.everywhere(
+                *(node.contribute(some_delta(genesis, f"{node.name}{number}")) for node in swarm.nodes)
+            )
+            await swarm.next_slot()
+        snapshot = await snapshot_by(ada)
+        _, (first, second) = ada.blobs.header(snapshot.blob.id)
+        served: list[bytes] = []
+        lives = 1
+
+        def serve(data: bytes) -> bytes:
+            served.append(hashlib.sha256(data).digest())
+            if lives == 1 and served[-1] == second:
+                raise asyncio.CancelledError  # The end of zoe's first life.
+            return data
+
+        ada.network.spoil = serve
+        async with swarm.node("zoe") as zoe:
+            await until(lambda: second in served)
+            assert zoe.head == zoe.runner.state.tree.root
+            assert zoe.blobs.partial_bytes(snapshot.blob.id) == CHUNK_BYTES
+        served.clear()
+        lives = 2
+        async with swarm.node("zoe") as zoe:
+            await has_arrived(zoe, ada)
+            assert zoe.runner.state.arrival.believed is not None
+        assert second in served
+        assert first not in served
+
+
 async def test_killed_between_fetching_and_applying_it_goes_on(
     past: LoopSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +181,38 @@ async def test_killed_between_fetching_and_applying_it_goes_on(
     async with past.node("zoe") as zoe:
         await has_arrived(zoe, ada)
         assert zoe.runner.state.arrival.believed is not None
+
+
+async def test_a_newcomer_is_admitted_while_it_still_replays(past: LoopSwarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada, bob = past.nodes
+    invite = key_of("an invite")
+    grant = make_grant(
+        key_of("ada"),
+        swarm=past.genesis.swarm,
+        invite_key=invite.public_key,
+        roles=ROLE_CONTRIBUTE,
+        count=1,
+        not_after_ms=past.clock.time_ms + 10**9,
+    )
+    ada.runner.submit(grant)
+    await until(lambda: grant.id in bob.runner.state.records)
+    await past.next_slot()
+    merge = Merger.merge
+
+    async def hang(merger: Merger, request: Merge, **given: Any) -> Merged:
+        if merger.home.path.name == "zoe":
+            await asyncio.Event().wait()
+        return await merge(merger, request, **given)
+
+    monkeypatch.setattr(Merger, "merge", hang)
+    async with past.node("zoe") as zoe:
+        await zoe.runner.exchange.synced.wait()
+        offer_admission(zoe.runner, invite_seed=invite.seed, certify=False, name="zoe")
+        assert WARNING not in zoe.runner.warnings
+        await until(lambda: any(record.public_key == key("zoe") for record in bob.runner.state.records.values()))
+        past.clock.time_ms = past.genesis.slot_end_ms(past.genesis.slot_at(past.clock.time_ms))
+        await until(lambda: ada.head.members.is_member(key("zoe")))
+        assert zoe.head == zoe.runner.state.tree.root
 
 
 async def test_a_lie_is_refused_and_the_replay_is_taken_also_after_a_restart(past: LoopSwarm) -> None:
