@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from fullrank_node.api import control_pb2 as wire
 from fullrank_node.errors import ExitCode, NodeError
-from fullrank_node.finality_reply import checkpoint_line, choice_in_effect, conflict_reply, short_id
+from fullrank_node.finality_reply import checkpoint_line, conflict_reply
 from fullrank_node.people import MIN_DIGITS
 from fullrank_node.root_actions import missing_signatures, sign_or_join
+from fullrank_node.standing import choice_in_effect, short_id
 from fullrank_protocol.chain import ChainState, common_ancestor, is_ancestor
 from fullrank_protocol.fork_choice import Tree
 from fullrank_protocol.vote import make_choice

@@ -12,6 +12,7 @@ from fullrank_node.model.export.provenance import Provenance
 from fullrank_node.model.master import MasterStore
 from fullrank_node.operations import PullReport
 from fullrank_node.people import name_of_member
+from fullrank_node.standing import Standing
 from fullrank_node.store import Store
 from fullrank_protocol.chain import ChainState
 from fullrank_protocol.codec import decode
@@ -36,6 +37,7 @@ async def write_model(
     masters_dir: Path,
     out: Path,
     form: str,
+    standing: Standing,
 ) -> PullReport:
     """Export one checkpoint as a Hugging Face directory ("hf") or a PEFT adapter ("peft").
 
@@ -45,19 +47,20 @@ async def write_model(
     chain = [node.checkpoint for node in tree.chain(chosen.id) if node.checkpoint is not None]
     accepted = [entry for checkpoint in chain for entry in checkpoint.accepted]
     members = sorted({name_of_member(entry.contribution.member, chosen.members) for entry in accepted})
-    final = tree.is_final(chosen)
+    final = standing is Standing.FINAL
     provenance = Provenance(
         checkpoint=chosen.id,
         slot=chosen.slot,
         round=chosen.round,
         model_digest=chosen.model_digest or base_digest,
         final=final,
+        standing=standing,
         num_contributions=len(accepted),
         num_tokens=sum(entry.contribution.num_tokens for entry in accepted),
         members=tuple(members),
     )
     masters = MasterStore(masters_dir)
-    notes: list[str] = [] if final else ["This checkpoint is not final: the swarm may still go another way."]
+    notes: list[str] = []
     energy_lost, rank = 0.0, 0
     if form == "hf":
         written = await asyncio.to_thread(export_hf, base_dir, manifest, masters, genesis, out, provenance)
@@ -83,6 +86,7 @@ async def write_model(
         slot=chosen.slot,
         digest=chosen.model_digest or base_digest,
         final=final,
+        standing=standing,
         votes=len(counted & tree.nodes[chosen.id].voters),
         certifiers=len(counted),
         format=form,

@@ -6,16 +6,12 @@ from fullrank_node.api import control_pb2 as wire
 from fullrank_node.finality_watch import silent_certifiers
 from fullrank_node.people import handle_of, name_of_member, note_last_vote
 from fullrank_node.root_actions import pending_actions
-from fullrank_node.standing import stall_of
-from fullrank_protocol.chain import ChainState, Mark, is_ancestor
-from fullrank_protocol.fork_choice import Tree
+from fullrank_node.standing import choice_in_effect, short_id, stall_of
+from fullrank_protocol.chain import ChainState, Mark
 from fullrank_protocol.wire import objects_pb2
 
 if TYPE_CHECKING:
     from fullrank_node.runner import Runner
-
-ID_DIGITS = 12
-"""Digits of a checkpoint's id in sentences and commands: unique in any chain, short enough to read out."""
 
 
 def checkpoint_line(state: ChainState, runner: "Runner") -> wire.CheckpointLine:
@@ -128,20 +124,6 @@ def conflict_reply(runner: "Runner") -> wire.Conflict | None:
         reply.chosen.CopyFrom(checkpoint_line(tree.state(chosen.checkpoint), runner))
     reply.advice = _conflict_advice(runner, reply)
     return reply
-
-
-def choice_in_effect(tree: Tree) -> Mark | None:
-    """The root's choice, where one of the two conflicting final checkpoints is the chosen one or descends from it."""
-    if tree.chosen is None or tree.conflict is None:
-        return None
-    chosen = tree.chosen
-    tips = (tree.state(mark.checkpoint) for mark in tree.conflict)
-    return chosen if any(is_ancestor(chosen, tip, lookup=tree.lookup) for tip in tips) else None
-
-
-def short_id(checkpoint: bytes) -> str:
-    """A checkpoint as sentences and commands name it."""
-    return checkpoint.hex()[:ID_DIGITS]
 
 
 def _conflict_line(runner: "Runner", mark: Mark) -> wire.ConflictLine:

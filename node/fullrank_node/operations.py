@@ -105,6 +105,9 @@ class PullReport:
 
     Attributes:
         final: The checkpoint is irrevocable; False only with `--provisional`.
+        standing: "final"; "provisional": in a stall, those certifiers that are there stand behind it; or "not final".
+        present: Names of the certifiers that are there, in a stall.
+        missing: Names of those that are not.
         votes: Certifiers that voted for it, of `certifiers`.
         energy_lost: Share of the update's squared norm that a truncated PEFT export left out; 0 when exact.
         rank: Rank of a PEFT export; 0 for the other formats.
@@ -126,6 +129,9 @@ class PullReport:
     energy_lost: float = 0.0
     rank: int = 0
     notes: tuple[str, ...] = ()
+    standing: str = "final"
+    present: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +139,8 @@ class VerifyReport:
     """A replay of the signed log from the base.
 
     Attributes:
+        final: The last checkpoint replayed is irrevocable, by the log's votes.
+        standing: The same in words: "final", "provisional" or "not final".
         mismatch: The first thing that did not agree, in words; empty when all agreed.
         checkpoints: Checkpoints replayed.
     """
@@ -144,5 +152,6 @@ class VerifyReport:
     round: int
     digest: bytes
     final: bool
+    standing: str = "final"
     mismatch: str = ""
     notes: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ With no link it exports the model of the node of this home, whether its daemon r
 from dataclasses import replace
 from pathlib import Path
 
+from fullrank_node.choosing import Chosen, choose, require_no_conflict
 from fullrank_node.clock import SystemClock
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.exporting import write_model
@@ -18,8 +19,6 @@ from fullrank_node.node_keys import BASE_DIGEST_KEY, BASE_DIR_KEY
 from fullrank_node.operations import Progress, PullReport
 from fullrank_node.restoring import restored_state
 from fullrank_node.store import Store
-from fullrank_protocol.chain import ChainState, Mark
-from fullrank_protocol.fork_choice import Tree
 
 
 async def pull(
@@ -42,11 +41,12 @@ async def pull(
         format: "hf" or "peft".
         round: That round; None for the newest.
         base: Directory of the base model, where it is known.
-        provisional: Take the head although it is not final.
+        provisional: Take what is not final yet: in a stall the provisionally final checkpoint, otherwise the head.
         progress: Told what is being done.
 
     Raises:
-        NodeError: No peer answers, nothing is final yet, or the base is not to be had.
+        NodeError: No peer answers, nothing is final yet or two things that contradict each other are, or the base is
+            not to be had.
     """
     if not target:
         return await _export_own(home, out=out, form=format, number=round, provisional=provisional, progress=progress)
@@ -55,16 +55,19 @@ async def pull(
     async with following(home, link, base=base, progress=progress, way=way) as (follower, runner):
         await catch_up(runner, progress=progress)
         tree = runner.state.tree
+        require_no_conflict(tree, place=follower.home.path)
         require_pinned(link, tree)
         believed = runner.state.arrival.believed
-        chosen = _choose(tree, number=round, provisional=provisional, believed=believed)
-        manifest = await follower.masters.ensure(chosen.id, runner.state)
+        slot = follower.genesis.slot_at(SystemClock().now_ms())
+        chosen = choose(tree, number=round, provisional=provisional, slot=slot, believed=believed)
+        manifest = await follower.masters.ensure(chosen.state.id, runner.state)
         progress("writing the model")
         report = await write_model(
             genesis=follower.genesis,
             store=follower.store,
             tree=tree,
-            chosen=chosen,
+            chosen=chosen.state,
+            standing=chosen.standing,
             manifest=manifest,
             base_dir=follower.base.base_dir,
             base_digest=follower.base.digest,
@@ -72,6 +75,7 @@ async def pull(
             out=out,
             form=format,
         )
+    report = _told(report, chosen)
     if believed is None:
         return report
     note = (
@@ -91,21 +95,23 @@ async def _export_own(
         digest, directory = store.get_meta(BASE_DIGEST_KEY), store.get_meta(BASE_DIR_KEY)
         if digest is None or directory is None:
             raise NodeError("this node has not loaded its base model yet", exit_code=ExitCode.RETRY)
-        state = restored_state(genesis, store, key=key.public_key, base_digest=digest, now_ms=SystemClock().now_ms())
-        chosen = _choose(state.tree, number=number, provisional=provisional)
-        manifest = store.manifest(chosen.id)
+        now_ms = SystemClock().now_ms()
+        state = restored_state(genesis, store, key=key.public_key, base_digest=digest, now_ms=now_ms)
+        chosen = choose(state.tree, number=number, provisional=provisional, slot=genesis.slot_at(now_ms))
+        manifest = store.manifest(chosen.state.id)
         if manifest is None:
             raise NodeError(
-                f"this node keeps no weights of round {chosen.round} any more",
+                f"this node keeps no weights of round {chosen.state.round} any more",
                 hint="Pull that round by its link: `fullrank pull LINK --round N`.",
                 exit_code=ExitCode.RETRY,
             )
         progress("writing the model")
-        return await write_model(
+        report = await write_model(
             genesis=genesis,
             store=store,
             tree=state.tree,
-            chosen=chosen,
+            chosen=chosen.state,
+            standing=chosen.standing,
             manifest=manifest,
             base_dir=Path(directory.decode()),
             base_digest=digest,
@@ -113,22 +119,9 @@ async def _export_own(
             out=out,
             form=form,
         )
+        return _told(report, chosen)
 
 
-def _choose(tree: Tree, *, number: int | None, provisional: bool, believed: Mark | None = None) -> ChainState:
-    tip = tree.head() if provisional else tree.state(tree.final.checkpoint)
-    if number is None:
-        if tip.round == 0:
-            raise NodeError(
-                "no round of this swarm is final yet",
-                hint="Wait for the first rounds, or take the unfinished head with --provisional.",
-                exit_code=ExitCode.RETRY,
-            )
-        return tip
-    lowest = believed.slot if believed is not None else 0  # Below, no weights are to be had; empty ones share them.
-    marks = [node.state for node in tree.chain(tip.id, above_slot=lowest - 1) if node.state.round == number]
-    if number == 0:
-        return tree.root
-    if not marks:
-        raise NodeError(f"round {number} is not final: the newest final round is {tip.round}", exit_code=ExitCode.RETRY)
-    return marks[0]
+def _told(report: PullReport, chosen: Chosen) -> PullReport:
+    """The report with what there is to say about the choice, first."""
+    return replace(report, present=chosen.present, missing=chosen.missing, notes=(*chosen.notes, *report.notes))

@@ -8,10 +8,13 @@ something has waited for as long as the genesis says.
 import enum
 from collections.abc import Sequence
 
-from fullrank_protocol.chain import ChainState, is_ancestor
+from fullrank_protocol.chain import ChainState, Mark, is_ancestor
 from fullrank_protocol.checkpoint import CheckpointKind
 from fullrank_protocol.fork_choice import Node, Tree
 from fullrank_protocol.provisional import Provisional, provisional_finality
+
+ID_DIGITS = 12
+"""Digits of a checkpoint's id in sentences and commands: unique in any chain, short enough to read out."""
 
 
 class Standing(enum.StrEnum):
@@ -52,6 +55,20 @@ def standing_of(tree: Tree, state: ChainState, *, slot: int) -> Standing:
         if is_ancestor(state.here, provisional, lookup=tree.lookup):
             return Standing.PROVISIONAL
     return Standing.NOT_FINAL
+
+
+def choice_in_effect(tree: Tree) -> Mark | None:
+    """The root's choice, where one of the two conflicting final checkpoints is the chosen one or descends from it."""
+    if tree.chosen is None or tree.conflict is None:
+        return None
+    chosen = tree.chosen
+    tips = (tree.state(mark.checkpoint) for mark in tree.conflict)
+    return chosen if any(is_ancestor(chosen, tip, lookup=tree.lookup) for tip in tips) else None
+
+
+def short_id(checkpoint: bytes) -> str:
+    """A checkpoint as sentences and commands name it."""
+    return checkpoint.hex()[:ID_DIGITS]
 
 
 def listed(names: Sequence[str]) -> str:

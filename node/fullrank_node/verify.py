@@ -33,9 +33,9 @@ from fullrank_node.operations import Progress, VerifyReport
 from fullrank_node.replay import apply_start, find_start, first_mismatch, hold_blobs
 from fullrank_node.restoring import restored_state
 from fullrank_node.runner import Runner
+from fullrank_node.standing import Standing, standing_of
 from fullrank_node.store import Store
-from fullrank_protocol.chain import Mark
-from fullrank_protocol.fork_choice import Tree
+from fullrank_protocol.genesis import Genesis
 from fullrank_protocol.verifying import contributions
 
 HOLD_ATTEMPTS = 3
@@ -157,6 +157,7 @@ async def _replay(
                 on_checkpoint=lambda done: progress("replaying", done=done, total=len(chain)),
             )
         end = tree.state(final)
+        standing = Standing.FINAL if tree.is_final(end) else _standing_in(log, genesis, final, made.base.digest)
         return VerifyReport(
             swarm_name=genesis.name,
             swarm=genesis.swarm,
@@ -164,14 +165,19 @@ async def _replay(
             contributions=sum(len(checkpoint.accepted) for checkpoint in chain),
             round=end.round,
             digest=end.model_digest or made.base.digest,
-            final=_is_final(tree, end.here),
+            final=standing is Standing.FINAL,
+            standing=standing,
             mismatch=mismatch,
             notes=notes,
         )
 
 
-def _is_final(tree: Tree, mark: Mark) -> bool:
-    return tree.is_final(tree.state(mark.checkpoint))
+def _standing_in(log: Store, genesis: Genesis, checkpoint: bytes, base_digest: bytes) -> Standing:
+    """How sure a checkpoint was when the log ended, by the votes in it: a replay looks no further than it."""
+    now_ms = SystemClock().now_ms()
+    tree = restored_state(genesis, log, key=bytes(32), base_digest=base_digest, now_ms=now_ms).tree
+    at = tree.lookup(checkpoint)
+    return standing_of(tree, at, slot=tree.head().slot + 1) if at is not None else Standing.NOT_FINAL
 
 
 def _log_of(home: Home, swarm: bytes) -> Home:

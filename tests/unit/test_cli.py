@@ -15,7 +15,7 @@ import pytest
 
 import fullrank_node
 from fullrank_node.api import control_pb2 as wire
-from fullrank_node.cli import adopt, join, lifecycle, main, options, render, retire
+from fullrank_node.cli import adopt, join, lifecycle, main, options, pull, render, retire
 from fullrank_node.cli.status_screen import status_lines
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.home import Home
@@ -810,6 +810,18 @@ def test_pull_reports_what_was_checked_and_where_it_lies(
     )
 
 
+def test_a_pull_that_is_not_final_says_so_loudly(tmp_path: Path) -> None:
+    note = "NOT final: provisional, 3 of 5 certifiers are there; missing: dan, eve."
+    report = a_pull_report(
+        tmp_path, final=False, standing="provisional", present=("ada",), missing=("dan", "eve"), notes=(note,)
+    )
+    lines = pull.report_lines(report)
+    assert dict(lines)["model"].startswith("round 40 NOT final: provisional (9 of 11 certifiers), digest")
+    assert ("note", note) in lines
+    assert pull.as_fields(report)["missing"] == ("dan", "eve")
+    assert pull.standing_text("not final") == "NOT final"
+
+
 def test_a_count_gets_a_line_every_few_seconds_where_nothing_can_be_redrawn(capsys: pytest.CaptureFixture[str]) -> None:
     clock_s = [0.0]
     shown = render.ShownProgress(lambda: clock_s[0])
@@ -838,7 +850,8 @@ def test_verify_names_the_first_mismatch_and_fails(
             contributions=120,
             round=40,
             digest=fake_node.DIGEST,
-            final=True,
+            final=False,
+            standing="provisional",
             mismatch=mismatch,
         )
 
@@ -846,6 +859,7 @@ def test_verify_names_the_first_mismatch_and_fails(
     outcome = run("verify")
     assert outcome.code == code
     assert (mismatch or "all agrees") in outcome.out
+    assert "round 40 NOT final: provisional, digest" in outcome.out
     assert run("verify", "--json").object()["ok"] is (not mismatch)
 
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from fullrank_node.errors import NodeError
 from fullrank_node.model.base import resolve_base
 from fullrank_node.model.export.hf import export_hf, exported_tensors
 from fullrank_node.model.export.peft import export_peft
-from fullrank_node.model.export.provenance import Provenance, read_provenance
+from fullrank_node.model.export.provenance import Provenance, card_table, provenance_record, read_provenance
 from fullrank_node.model.export.tensor_files import TensorView, read_directory, read_tensors, write_tensors
 from fullrank_node.model.master import MasterStore
 from fullrank_protocol.delta import Delta, LowRank
@@ -200,6 +200,14 @@ def test_the_model_card_says_whose_work_it_is_and_cannot_be_broken_by_a_name(swa
     assert "| members | quiet otter, a/b &lt;script> |" in card
     assert "# fine / swarm" in card
     assert 'license: "MIT"' in card
+
+
+def test_a_model_that_is_not_final_says_so_in_its_card_and_its_record(swarm: Shared) -> None:
+    for standing, words in (("provisional", "7, provisional, not final: only"), ("not final", "7, not final: it may")):
+        provenance = replace(swarm.provenance(), final=False, standing=standing)
+        assert f"| round | {words}" in card_table(swarm.genesis, provenance)
+        record = provenance_record(swarm.genesis, provenance, swarm.manifest)
+        assert (record["final"], record["standing"]) == (False, standing)
 
 
 def test_a_half_precision_base_is_widened_exactly_and_can_be_kept_as_it_is(

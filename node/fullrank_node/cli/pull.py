@@ -33,7 +33,11 @@ def pull(
     ] = None,
     base: BaseOption = None,
     provisional: Annotated[
-        bool, typer.Option("--provisional", help="Accept the votes of those present where finality is long missing.")
+        bool,
+        typer.Option(
+            "--provisional",
+            help="Newer than final: in a stall what those present stand behind, otherwise the newest there is.",
+        ),
     ] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -69,20 +73,21 @@ def as_fields(report: Any) -> dict[str, Any]:
     }
 
 
+def standing_text(standing: str) -> str:
+    """How sure a checkpoint is; loud where it is not."""
+    return {"final": "final", "provisional": "NOT final: provisional"}.get(standing, "NOT final")
+
+
 def report_lines(report: PullReport) -> list[render.Line]:
     """What was pulled, and how far it can be trusted."""
-    standing = "final" if report.final else "NOT final"
+    votes = f"{report.votes} of {render.plural(report.certifiers, 'certifier')}"
     lines = [
         ("swarm", f"{render.clean(report.swarm_name)}  {render.short(report.swarm)}"),
-        (
-            "model",
-            f"round {report.round} {standing} ({report.votes} of {render.plural(report.certifiers, 'certifier')}), "
-            f"digest {report.digest.hex()}",
-        ),
+        ("model", f"round {report.round} {standing_text(report.standing)} ({votes}), digest {report.digest.hex()}"),
         ("files", f"{report.path}  {report.format}, {render.bytes_text(report.num_bytes)}"),
     ]
     if report.format == "peft":
         exact = "exact" if not report.energy_lost else f"{100 * report.energy_lost:.2g} % of the update's energy lost"
         lines.append(("adapter", f"rank {report.rank}, {exact}"))
-    lines += [("note", render.clean(note, limit=400)) for note in report.notes]
+    lines += [("note", render.clean(note, limit=600)) for note in report.notes]
     return lines

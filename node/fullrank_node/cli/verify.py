@@ -6,7 +6,7 @@ import typer
 
 from fullrank_node.cli import render
 from fullrank_node.cli.options import HomeOption, JsonOption, finished, home_of
-from fullrank_node.cli.pull import BaseOption, as_fields
+from fullrank_node.cli.pull import BaseOption, as_fields, standing_text
 from fullrank_node.errors import ExitCode
 from fullrank_node.operations import no_progress
 
@@ -36,12 +36,11 @@ def verify(
         render.print_json(as_fields(report) | {"ok": not report.mismatch})
     else:
         merged = f"{render.plural(report.checkpoints, 'checkpoint')}, {report.contributions} deltas merged"
-        standing = "final" if report.final else "not final"
         lines = [
             ("swarm", f"{render.clean(report.swarm_name)}  {render.short(report.swarm)}"),
             ("replayed", merged),
             ("result", f"MISMATCH: {render.clean(report.mismatch, limit=400)}" if report.mismatch else "all agrees"),
-            ("model", f"round {report.round} {standing}, digest {report.digest.hex()}"),
+            ("model", f"round {report.round} {standing_text(report.standing)}, digest {report.digest.hex()}"),
         ]
         render.print_lines(lines + [("note", render.clean(note, limit=400)) for note in report.notes])
     if report.mismatch:

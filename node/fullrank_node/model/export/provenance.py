@@ -16,6 +16,12 @@ PROVENANCE_NAME = "fullrank.json"
 
 FORMAT = 1
 
+_FINALITY_WORDS = {
+    "final": "final",
+    "provisional": "provisional, not final: only the certifiers that were there stood behind it; it may be replaced",
+    "not final": "not final: it may still be replaced",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
@@ -26,6 +32,8 @@ class Provenance:
         round: Normal checkpoints on the chain up to and including it.
         model_digest: Of the adapted float32 tensors, 32 bytes.
         final: Whether it is irrevocable (protocol section 8).
+        standing: The same in words: "final", "provisional" (in a stall, those certifiers that were there stood behind
+            it) or "not final".
         num_contributions: Accepted on the chain up to and including it.
         num_tokens: That their authors say they trained on.
         members: Names of the authors, as they chose them.
@@ -39,6 +47,7 @@ class Provenance:
     num_contributions: int = 0
     num_tokens: int = 0
     members: tuple[str, ...] = ()
+    standing: str = "final"
 
 
 def provenance_record(
@@ -53,6 +62,7 @@ def provenance_record(
         "slot": provenance.slot,
         "round": provenance.round,
         "final": provenance.final,
+        "standing": provenance.standing,
         "model_digest": provenance.model_digest.hex(),
         "base": {"reference": genesis.base.reference, "revision": genesis.base.revision},
         "num_contributions": provenance.num_contributions,
@@ -101,11 +111,10 @@ def card_table(genesis: "Genesis", provenance: Provenance) -> str:
     base = genesis.base.reference or "a local directory of the founder"
     if genesis.base.revision:
         base = f"{base} at {genesis.base.revision}"
-    finality = "final" if provenance.final else "not final: it may still be replaced"
     rows = [
         ("swarm", f"{one_line(genesis.name)} (`{genesis.swarm.hex()}`)"),
         ("base", one_line(base)),
-        ("round", f"{provenance.round}, {finality}"),
+        ("round", f"{provenance.round}, {_FINALITY_WORDS[provenance.standing]}"),
         ("checkpoint", f"`{provenance.checkpoint.hex()}` in slot {provenance.slot}"),
         ("model digest", f"`{provenance.model_digest.hex()}`"),
         ("contributions", f"{provenance.num_contributions:,} merged, {provenance.num_tokens:,} tokens as declared"),
