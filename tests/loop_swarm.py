@@ -142,6 +142,9 @@ class MemoryNetwork:
     def connection_errors(self) -> dict[str, str]:
         return {}
 
+    def refusal(self) -> None:
+        """Everybody in the hub is of this swarm."""
+
     async def request(self, peer: bytes, request: peer_pb2.Request, *, timeout_s: float) -> peer_pb2.Response:
         del timeout_s
         other = self._hub.others(self.key).get(peer)

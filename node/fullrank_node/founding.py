@@ -21,7 +21,7 @@ from fullrank_node.files import write_atomically
 from fullrank_node.home import Home
 from fullrank_node.identity_file import create_identity, libp2p_path
 from fullrank_node.names import name_of
-from fullrank_node.network.interface import Network, PeerFailure, PeerUnreachable
+from fullrank_node.network.interface import Network, NetworkError, PeerFailure, PeerUnreachable
 from fullrank_node.node_keys import BASE_DIGEST_KEY, BASE_DIR_KEY, BASE_STAMP_KEY, BEGUN_KEY, INVITE_KEY, PINNED_KEY
 from fullrank_node.operations import Confirm, CreateOptions, JoinSummary, Progress
 from fullrank_node.store import Store
@@ -207,19 +207,38 @@ async def wait_for_peer(network: Network, *, progress: Progress, tried: int) -> 
     """Return once a peer of the swarm is connected.
 
     Raises:
-        NodeError: None answered in time; names the reason for each address.
+        NodeError: None answered in time, or all have answered that they are of another swarm or version; names the
+            reason for each address.
     """
     progress("looking for a peer of the swarm")
     deadline = asyncio.get_running_loop().time() + FIND_PEER_S
     while not network.peers():
+        refusal = network.refusal()
+        reasons = "; ".join(f"{address}: {why}" for address, why in network.connection_errors().items())
+        if refusal is not None:
+            raise _refused(refusal, reasons)
         if asyncio.get_running_loop().time() > deadline:
-            reasons = "; ".join(f"{address}: {why}" for address, why in network.connection_errors().items())
             raise NodeError(
                 f"no peer answered ({tried} tried, {FIND_PEER_S:.0f} s): {reasons or 'the link names none'}",
                 hint="Check this machine's network, or ask for a newer link: `fullrank invite` on any founding node.",
                 exit_code=ExitCode.NO_PEERS,
             )
         await asyncio.sleep(0.1)
+
+
+def _refused(refusal: NetworkError, reasons: str) -> NodeError:
+    """Somebody answers, and will never be a peer."""
+    if isinstance(refusal, PeerFailure) and refusal.code == peer_pb2.Failure.WRONG_VERSION:
+        return NodeError(
+            f"no peer can be talked to: {reasons}", hint=_version_hint(refusal), exit_code=ExitCode.PROTOCOL
+        )
+    hint = "Whoever gave you the link has founded another swarm since: ask for its link."
+    return NodeError(f"nobody of the link's swarm is there: {reasons}", hint=hint, exit_code=ExitCode.NO_PEERS)
+
+
+def _version_hint(failure: PeerFailure) -> str:
+    is_newer = failure.protocol_version > PROTOCOL_VERSION
+    return f"Install {'a newer' if is_newer else 'the older'} fullrank that speaks the swarm's protocol."
 
 
 async def fetch_genesis(network: Network, link: Link, *, progress: Progress) -> Genesis:
@@ -258,8 +277,7 @@ async def _ask_for_genesis(network: Network, link: Link) -> Genesis:
             problem = str(error)
             if error.code == peer_pb2.Failure.WRONG_VERSION:
                 exit_code = ExitCode.PROTOCOL
-                is_newer = error.protocol_version > PROTOCOL_VERSION
-                hint = f"Install {'a newer' if is_newer else 'the older'} fullrank that speaks the swarm's protocol."
+                hint = _version_hint(error)
         except (ProtocolError, IndexError) as error:
             problem = f"a peer sent something else: {error}"
     if unreachable is not None and exit_code is ExitCode.NO_PEERS:

@@ -42,6 +42,9 @@ from fullrank_protocol.wire import peer_pb2
 
 log = logging.getLogger(__name__)
 
+PREPARE_AGAIN_S = 30.0
+"""Pause before the data are prepared again."""
+
 
 class Node:
     """The parts of one node, built here and nowhere else."""
@@ -243,14 +246,27 @@ class Node:
         if not self.config.train.enabled or self.config.data.path is None:
             self.pause_reason = "no data was given" if self.config.train.enabled else "training is off (train.enabled)"
             return
-        try:
-            await self.trainer.prepare_data(base_dir)
-        except NodeError as error:
-            self.trouble = f"{error} {error.hint}".strip()
-            log.error("The data cannot be used: %s %s", error, error.hint)  # noqa: TRY400 - a sentence
+        if not await self._prepare_data(base_dir):
             return
         if self.pause_reason is None:
             self.runner.feed(io.TrainingAllowed(allowed=True))
+        else:  # Paused meanwhile: what was prepared lies on the disk, and the memory is freed as promised.
+            await self.trainer.pause()
+
+    async def _prepare_data(self, base_dir: Path) -> bool:
+        """Have the owner's data ready; again and again where the trainer died of it, for memory may be free later."""
+        while True:
+            try:
+                await self.trainer.prepare_data(base_dir)
+            except NodeError as error:
+                self.trouble = f"{error} {error.hint}".strip()
+                log.error("The data cannot be used: %s %s", error, error.hint)  # noqa: TRY400 - a sentence
+                if error.exit_code is not ExitCode.RETRY:
+                    return False
+                await asyncio.sleep(PREPARE_AGAIN_S)
+            else:
+                self.trouble = None
+                return True
 
     async def _publish_first_admission(self) -> None:
         """Offer our admission as soon as a neighbour has told what there is: it is carried while we still replay."""

@@ -15,7 +15,7 @@ from swarms import id_of
 
 from fullrank_node.errors import NodeError
 from fullrank_node.network.asking import ask
-from fullrank_node.network.interface import BlobUnavailable, NetworkError, PeerFailure, PeerUnreachable
+from fullrank_node.network.interface import BlobUnavailable, NetworkError, OtherSwarm, PeerFailure, PeerUnreachable
 from fullrank_node.network.serving import stream_protocol
 from fullrank_protocol.blob import BlobRef
 from fullrank_protocol.envelope import Envelope, open_envelope
@@ -130,6 +130,8 @@ async def test_a_peer_of_another_version_is_named_as_such(tmp_path: Path) -> Non
         assert caught.value.protocol_version == 2
         assert bob.network.peers() == []
         assert bob.network.connection_errors() == {address: "peer speaks protocol 2, this node 1"}
+        await until(lambda: bob.network.refusal() is not None)  # When it has said so twice.
+        assert str(bob.network.refusal()) == "peer speaks protocol 2, this node 1"
 
 
 async def test_a_peer_of_another_swarm_is_no_peer(tmp_path: Path) -> None:
@@ -138,6 +140,8 @@ async def test_a_peer_of_another_swarm_is_no_peer(tmp_path: Path) -> None:
         with pytest.raises(PeerUnreachable, match="does not serve this swarm"):
             await eve.network.connect(ada.network.addresses()[0])
         assert eve.network.peers() == ada.network.peers() == []
+        await until(lambda: isinstance(eve.network.refusal(), OtherSwarm))  # When she has said so twice.
+        assert ada.network.refusal() is None
         with pytest.raises(PeerUnreachable, match="own address"):
             await ada.network.connect(ada.network.addresses()[0])
         with pytest.raises(PeerUnreachable, match="peer id"):

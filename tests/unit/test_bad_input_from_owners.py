@@ -23,7 +23,7 @@ from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.files import disk_full
 from fullrank_node.founding import fetch_genesis
 from fullrank_node.home import Home
-from fullrank_node.network.interface import NetworkError, PeerFailure, PeerInfo
+from fullrank_node.network.interface import NetworkError, OtherSwarm, PeerFailure, PeerInfo
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.link import Link
 from fullrank_protocol.membership import ALL_ROLES, make_grant, make_revocation
@@ -185,6 +185,54 @@ async def test_a_peer_of_another_protocol_version_is_named_as_such() -> None:
     assert error.exit_code == ExitCode.PROTOCOL
     assert "peer speaks protocol 2, this node 1" in str(error)
     assert error.hint == "Install a newer fullrank that speaks the swarm's protocol."
+
+
+class Strangers:
+    """A network in which everybody answers, and nobody is a peer."""
+
+    def __init__(self, failure: NetworkError) -> None:
+        self.failure = failure
+
+    def peers(self) -> Sequence[PeerInfo]:
+        return []
+
+    def refusal(self) -> NetworkError:
+        return self.failure
+
+    def connection_errors(self) -> dict[str, str]:
+        return {"/ip4/192.0.2.1/tcp/4001": str(self.failure)}
+
+
+@pytest.mark.parametrize(
+    ("strangers", "words", "hint", "code"),
+    [
+        (
+            Strangers(OtherSwarm("the peer does not serve this swarm")),
+            "nobody of the link's swarm is there: /ip4/192.0.2.1/tcp/4001: the peer does not serve this swarm",
+            "ask for its link",
+            ExitCode.NO_PEERS,
+        ),
+        (
+            Strangers(
+                PeerFailure(
+                    "peer speaks protocol 2, this node 1", code=peer_pb2.Failure.WRONG_VERSION, protocol_version=2
+                )
+            ),
+            "no peer can be talked to: /ip4/192.0.2.1/tcp/4001: peer speaks protocol 2, this node 1",
+            "Install a newer fullrank",
+            ExitCode.PROTOCOL,
+        ),
+    ],
+    ids=["swarm", "version"],
+)
+async def test_where_everybody_is_of_another_swarm_or_version_nobody_is_waited_for(
+    strangers: Any, words: str, hint: str, code: ExitCode
+) -> None:
+    with pytest.raises(NodeError) as caught:
+        await fetch_genesis(strangers, Link(swarm=id_of("swarm")), progress=lambda *_, **__: None)
+    assert words in str(caught.value)
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == code
 
 
 async def test_a_peer_that_sends_another_genesis_is_not_believed() -> None:

@@ -897,7 +897,7 @@ def test_data_check_names_bad_lines(run: Run, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "good"}\nnot json\n{"prompt": "a", "completion": "b"}\n')
     shown = run("data", "check", str(rows))
-    assert shown.code == ExitCode.OK
+    assert shown.code == ExitCode.CONFIG
     assert "2 to train on" in shown.out
     assert "line 2:" in shown.out
     assert run("data", "check", str(rows), "--json").object()["skipped"][0]["line"] == 2
@@ -924,9 +924,10 @@ def test_doctor_names_every_check_and_the_cure_of_a_failure(
 
     # The device needs torch: it is looked at once, in the integration tests.
     monkeypatch.setattr(checks, "ALL", tuple(check for check in checks.ALL if check is not checks.device))
+    home.genesis_file.unlink()  # What stands there is none.
     well = run("doctor")
     assert well.code == ExitCode.OK, well.out
-    for name in ("versions", "config", "home", "daemon", "disk", "memory", "clock", "ports", "p2pd"):
+    for name in ("versions", "config", "home", "daemon", "data", "base", "disk", "memory", "clock", "ports", "p2pd"):
         assert f" {name} " in well.out
     home.identity_file.chmod(0o640)
     found = run("doctor", "--json")

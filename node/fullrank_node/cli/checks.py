@@ -10,15 +10,14 @@ import stat
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata, util
 from pathlib import Path
-from typing import Literal
 
+from fullrank_node.cli.check import Check
+from fullrank_node.cli.input_checks import base, data
 from fullrank_node.errors import NodeError
 from fullrank_node.home import Home
-
-Level = Literal["ok", "warning", "failure"]
 
 LIBRARIES = ("torch", "transformers", "peft", "hivemind", "grpcio", "protobuf", "numpy", "cryptography")
 
@@ -47,16 +46,6 @@ try:
 except NodeError as error:
     print(json.dumps({"error": str(error), "hint": error.hint}))
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One line of the doctor's report."""
-
-    name: str
-    level: Level
-    detail: str
-    cure: str = ""
 
 
 def versions(_home: Home) -> Check:
@@ -228,7 +217,7 @@ def p2pd(_home: Home) -> Check:
     return Check(name="p2pd", level="ok", detail="starts")
 
 
-ALL = (versions, config, home_directory, daemon, disk, memory, clock, ports, p2pd, device)
+ALL = (versions, config, home_directory, daemon, data, base, disk, memory, clock, ports, p2pd, device)
 """In the order of the report; the slow ones last."""
 
 

@@ -8,21 +8,37 @@ peers; each is tried in the background, again and again, so that a dead first on
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from fullrank_node.clock import Clock
 from fullrank_node.network.asking import short
-from fullrank_node.network.interface import DialError, NetworkError, OnPeer, PeerFailure, PeerInfo, PeerUnreachable
+from fullrank_node.network.interface import (
+    DialError,
+    NetworkError,
+    OnPeer,
+    OtherSwarm,
+    PeerFailure,
+    PeerInfo,
+    PeerUnreachable,
+)
 from fullrank_node.network.peer_cache import MAX_KNOWN_PEERS, KnownPeer, PeerCache
 from fullrank_node.network.probing import probe_all
 from fullrank_node.network.settings import NetworkSettings
+from fullrank_protocol.wire import peer_pb2
 
 logger = logging.getLogger(__name__)
 
 MAX_DIALS: Final = 8
 """Attempts to connect at a time."""
+
+_REFUSAL_CODES: Final = (peer_pb2.Failure.WRONG_SWARM, peer_pb2.Failure.WRONG_VERSION)
+"""Answers that no patience helps against."""
+
+_REFUSED_AFTER: Final = 2
+"""Dials in a row that are refused so until that is believed: a peer that just starts does not serve its swarm yet."""
 
 _POLL_S: Final = 1.0
 _LOOK_S: Final = 0.25
@@ -105,6 +121,7 @@ class Connections:
         self._strangers: dict[bytes, _Stranger] = {}
         self._dials: dict[bytes, asyncio.Task[None]] = {}
         self._dial_errors: dict[bytes, NetworkError] = {}
+        self._num_refusals: Counter[bytes] = Counter()
         self._poll_now = asyncio.Event()
 
     def __contains__(self, key: bytes) -> bool:
@@ -129,6 +146,10 @@ class Connections:
                 )
             )
         return infos
+
+    def refusals(self) -> dict[bytes, NetworkError]:
+        """Peers that said, at every dial of the newest few, that they are of another swarm or version."""
+        return {key: self._dial_errors[key] for key, times in self._num_refusals.items() if times >= _REFUSED_AFTER}
 
     def alive(self, key: bytes, *, outbound: bool = False, latency_ms: float | None = None) -> None:
         """A peer has shown that it belongs to this swarm."""
@@ -175,6 +196,7 @@ class Connections:
                 continue
             if len(self._dial_errors) > MAX_KNOWN_PEERS:
                 self._dial_errors.clear()
+                self._num_refusals.clear()
             now_s = asyncio.get_running_loop().time()
             for known in self._cache.due(now_s, without={*self._table, *self._dials}):
                 if len(self._dials) >= MAX_DIALS or (
@@ -251,8 +273,10 @@ class Connections:
         try:
             await self._dial_and_greet(known)
             self._dial_errors.pop(known.key, None)
+            self._num_refusals.pop(known.key, None)
         except NetworkError as error:
             self._dial_errors[known.key] = error
+            self._num_refusals[known.key] = self._num_refusals[known.key] + 1 if _is_refusal(error) else 0
             now_s = asyncio.get_running_loop().time()
             by_address = error.by_address if isinstance(error, DialError) else {}
             soon = isinstance(error, DialError) and error.again_soon
@@ -272,8 +296,12 @@ class Connections:
         await dialer.connect(known.key, list(known.bases), timeout_s=timeout_s)
         try:
             latency_ms = await self._greet(known.key)
-        except PeerFailure:
+        except (PeerFailure, OtherSwarm):
             await dialer.disconnect(known.key)  # Another swarm or version: nothing to say to each other.
             raise
         self.alive(known.key, outbound=True, latency_ms=latency_ms)
         self._cache.succeeded(known.key, now_ms=self._clock.now_ms())
+
+
+def _is_refusal(error: NetworkError) -> bool:
+    return isinstance(error, OtherSwarm) or (isinstance(error, PeerFailure) and error.code in _REFUSAL_CODES)

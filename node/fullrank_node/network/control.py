@@ -16,7 +16,7 @@ from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
 from fullrank_node.network.asking import Stream
-from fullrank_node.network.interface import DialError, PeerUnreachable
+from fullrank_node.network.interface import DialError, OtherSwarm, PeerUnreachable
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,10 @@ CALL_TIMEOUT_S = 5.0
 
 _PEER_ID_PREFIX = bytes.fromhex("002408011220")  # Identity multihash of an Ed25519 key.
 
+_NOT_SERVED = "protocols not supported"
+
 _EXPLANATIONS = (
-    ("protocols not supported", "the peer does not serve this swarm"),
+    (_NOT_SERVED, "the peer does not serve this swarm"),
     ("failed to negotiate protocol", "the peer does not serve this swarm"),
     ("peer id mismatch", "somebody else answers at this address"),
     ("connection refused", "nothing listens there"),
@@ -147,6 +149,8 @@ class Control:
             raise PeerUnreachable("the network process (p2pd) of this node went down") from error
         if response.type == p2pd_pb2.Response.ERROR:
             message = response.error.msg
+            if _NOT_SERVED in message.lower():  # The protocol's name holds the swarm's id.
+                raise OtherSwarm(explain(message))
             backs_off = "dial backoff" in message
             raise DialError(explain(message), by_address=_reasons(message), again_soon=backs_off)
         return response

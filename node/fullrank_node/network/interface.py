@@ -118,6 +118,10 @@ class DialError(PeerUnreachable):
         self.again_soon = again_soon
 
 
+class OtherSwarm(PeerUnreachable):
+    """The peer is there, and does not serve this swarm."""
+
+
 class PeerFailure(NetworkError):  # noqa: N818 - says what is so
     """The peer answered with a Failure.
 
@@ -182,6 +186,12 @@ class Network(Protocol):
 
     def connection_errors(self) -> dict[str, str]:
         """Why there is no connection yet, per address that is being tried (again and again)."""
+
+    def refusal(self) -> NetworkError | None:
+        """Why to wait for nobody: every known peer is there, and of another swarm or version.
+
+        An `OtherSwarm` or `PeerFailure` of one of them; None while anybody may still answer otherwise.
+        """
 
     async def request(self, peer: bytes, request: peer_pb2.Request, *, timeout_s: float) -> peer_pb2.Response:
         """Ask a peer; version and swarm are filled in. Never returns a Failure.

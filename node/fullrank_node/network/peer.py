@@ -260,6 +260,11 @@ class PeerNetwork:
         """Why there is no connection yet, per address that is being tried."""
         return self._cache.errors(connected=self._connections.quickest())
 
+    def refusal(self) -> NetworkError | None:
+        """Why to wait for nobody: all known peers are there, and of another swarm or version."""
+        refusals, known = self._connections.refusals(), self._cache.keys()
+        return next(iter(refusals.values())) if known and known <= refusals.keys() else None
+
     def banned(self) -> dict[bytes, str]:
         """Peers that sent wrong blob bytes in this session, and what was wrong."""
         return dict(self._fetcher.banned)

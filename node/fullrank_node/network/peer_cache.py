@@ -90,6 +90,10 @@ class PeerCache:
         self._shrink()
         return peer
 
+    def keys(self) -> frozenset[bytes]:
+        """All peers of which an address is known."""
+        return frozenset(self._peers)
+
     def known(self, key: bytes) -> KnownPeer | None:
         """What is known about a peer."""
         return self._peers.get(key)

@@ -6,7 +6,7 @@ Pausing kills the trainer's process: that frees its memory, and loses at most th
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,7 @@ class TrainerDriver:
         self._base_dir: Path | None = None
         self._data: dict[str, Any] | None = None
         self._use = asyncio.Lock()
+        self._num_preparing = 0
         self.now = TrainingNow()
         self.device_name = config.train.device
         self.device_memory_bytes = 0
@@ -120,17 +121,18 @@ class TrainerDriver:
         Raises:
             NodeError: No base, or not the one of the genesis.
         """
-        reply = await self._call(
-            "prepare_base",
-            {
-                "genesis_path": str(self._home.genesis_file),
-                "base_dir": str(base_dir) if base_dir is not None else None,
-                "masters_dir": str(self._home.masters_dir),
-                "device": self._config.train.device,
-                "threads": self.threads,
-            },
-            timeout_s=PREPARE_TIMEOUT_S,
-        )
+        with self._preparing():
+            reply = await self._call(
+                "prepare_base",
+                {
+                    "genesis_path": str(self._home.genesis_file),
+                    "base_dir": str(base_dir) if base_dir is not None else None,
+                    "masters_dir": str(self._home.masters_dir),
+                    "device": self._config.train.device,
+                    "threads": self.threads,
+                },
+                timeout_s=PREPARE_TIMEOUT_S,
+            )
         return PreparedBase(
             base_dir=Path(reply["base_dir"]), manifest=dict(reply["manifest"]), digest=bytes.fromhex(reply["digest"])
         )
@@ -142,6 +144,10 @@ class TrainerDriver:
             NodeError: The data cannot be used, with line numbers.
         """
         self._base_dir = base_dir
+        with self._preparing():
+            await self._prepare_data(base_dir)
+
+    async def _prepare_data(self, base_dir: Path) -> None:
         hardware = await self._call("hardware", {"device": self._config.train.device}, timeout_s=PREPARE_TIMEOUT_S)
         self.device_name, self.device_memory_bytes = str(hardware["name"]), int(hardware["memory_bytes"])
         path = self._config.data.path
@@ -225,8 +231,17 @@ class TrainerDriver:
         return float(reply["loss"])
 
     async def pause(self) -> None:
-        """Free the trainer's memory now."""
-        await self._child.kill()
+        """Free the trainer's memory now; not while base or data are being prepared, which would be lost with it."""
+        if not self._num_preparing:
+            await self._child.kill()
+
+    @contextlib.contextmanager
+    def _preparing(self) -> Iterator[None]:
+        self._num_preparing += 1
+        try:
+            yield
+        finally:
+            self._num_preparing -= 1
 
     def _train_request(
         self, manifest: Mapping[str, str], *, base_round: int, deadline_ms: int, out_path: Path
