@@ -1,7 +1,7 @@
-"""What the owner of a node sees and may ask, on a round machine that a test feeds by hand: no daemon, no disk.
+"""What the owner of a node sees and may ask, without a daemon: the same view that it gives to the control service.
 
-`Owner` stands for the node of one of the people in a `chains.Story`, behind the same view that the daemon gives
-to the control service. Time is where the machine's clock was set.
+`Owner` stands for the node of one of the people in a `chains.Story`, on a round machine that a test feeds by hand,
+at the time that the machine's clock shows. `view_of` is the view of a node of `loop_swarm`.
 """
 
 from collections.abc import Sequence
@@ -72,6 +72,11 @@ class Owner(DaemonView):
     async def status_now(self) -> wire.StatusReply:
         """What `status` would show."""
         return await self.status(wire.StatusRequest())
+
+
+def view_of(runner: Runner) -> DaemonView:
+    """What the owner of a real runner sees."""
+    return DaemonView(cast(Any, _node(runner)))
 
 
 def _node(runner: Any) -> SimpleNamespace:

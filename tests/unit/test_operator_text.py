@@ -27,6 +27,12 @@ def test_every_exit_code_is_described() -> None:
     assert described == {*ExitCode, INTERRUPTED}
 
 
+def test_every_command_is_described() -> None:
+    (table,) = re.findall(r"^## Commands\n(.*?)^## ", TEXT, flags=re.DOTALL | re.MULTILINE)
+    described = set(re.findall(r"`fullrank ([a-z]+)", table))
+    assert described == set(get_command(app).commands)  # type: ignore[attr-defined]
+
+
 def test_every_file_of_a_home_is_described() -> None:
     home = Home(Path("/home"))
     for name, attribute in vars(Home).items():
