@@ -148,7 +148,9 @@ class FakeNode:
         dan = wire.CertifierLine(key=HEAD, name="\x1b[2Jdan", handle="29292929")
         if not request.preview:
             heron.retirement_signatures = dan.retirement_signatures = 1
-        return wire.RetireReply(retired=[heron, dan], remaining=["quiet-otter"], signatures_needed=1, stalled=True)
+        return wire.RetireReply(
+            retired=[heron, dan], remaining=["quiet-otter"], signatures_needed=1, stalled=True, peers_connected=2
+        )
 
     async def adopt(self, request: wire.AdoptRequest) -> wire.AdoptReply:
         self._note(request)

@@ -1,10 +1,11 @@
 """What `status` says of finality: who is missing, what stands in a stall, and what to do about either (section 8)."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fullrank_node.api import control_pb2 as wire
 from fullrank_node.finality_watch import silent_certifiers
-from fullrank_node.people import handle_of, name_of_member, note_last_vote
+from fullrank_node.people import handles_of, name_of_member, note_last_vote
 from fullrank_node.root_actions import pending_actions
 from fullrank_node.standing import choice_in_effect, short_id, stall_of
 from fullrank_protocol.chain import ChainState, Mark
@@ -56,8 +57,8 @@ def stall_reply(runner: "Runner") -> wire.Stall | None:
     reply = wire.Stall(
         since_slot=tree.final.slot,
         since_ms=runner.genesis.slot_end_ms(tree.final.slot),
-        present=certifier_lines(runner, stall.present),
-        missing=certifier_lines(runner, stall.missing),
+        present=_by_name(runner, stall.present),
+        missing=_by_name(runner, stall.missing),
     )
     if stall.at is not None:
         reply.provisional.CopyFrom(checkpoint_line(tree.state(stall.at.checkpoint), runner))
@@ -65,31 +66,37 @@ def stall_reply(runner: "Runner") -> wire.Stall | None:
     return reply
 
 
-def certifier_lines(runner: "Runner", keys: frozenset[bytes]) -> list[wire.CertifierLine]:
-    """Certifiers with when they were last heard, by name."""
-    lines = [certifier_line(runner, key, since_slot=runner.state.tree.final.slot) for key in keys]
-    return sorted(lines, key=lambda line: (line.name, line.key))
-
-
-def certifier_line(runner: "Runner", key: bytes, *, since_slot: int = 0) -> wire.CertifierLine:
-    """One certifier with when it was last heard, and how far its retirement is.
+def certifier_lines(runner: "Runner", keys: Iterable[bytes], *, since_slot: int = 0) -> list[wire.CertifierLine]:
+    """Certifiers with when they were last heard, and how far their retirement is, in the order of the keys.
 
     Args:
         runner: Of this node.
-        key: The certifier.
+        keys: The certifiers.
         since_slot: What root keys signed, and a checkpoint up to this slot carried, is not looked for.
     """
-    tree = runner.state.tree
-    members = tree.head().members
-    line = wire.CertifierLine(key=key, name=name_of_member(key, members), handle=handle_of(key, members))
-    note_last_vote(line, key, tree)
     assert runner.network is not None
-    line.connected = any(info.key == key for info in runner.network.peers())
-    for action in pending_actions(runner, objects_pb2.RETIREMENT, since_slot=since_slot):
-        if action.message.certifier == key and len(action.signers) > line.retirement_signatures:
-            line.retirement_signatures = len(action.signers)
-            line.retirement_issued_ms = action.message.issued_at_ms
-    return line
+    tree, keys = runner.state.tree, list(keys)
+    members = tree.head().members
+    handles = handles_of(keys, members)
+    connected = {info.key for info in runner.network.peers()}
+    retirements = pending_actions(runner, objects_pb2.RETIREMENT, since_slot=since_slot)
+    lines = []
+    for key in keys:
+        line = wire.CertifierLine(
+            key=key, name=name_of_member(key, members), handle=handles[key], connected=key in connected
+        )
+        note_last_vote(line, key, tree)
+        for action in retirements:
+            if action.message.certifier == key and len(action.signers) > line.retirement_signatures:
+                line.retirement_signatures = len(action.signers)
+                line.retirement_issued_ms = action.message.issued_at_ms
+        lines.append(line)
+    return lines
+
+
+def _by_name(runner: "Runner", keys: Iterable[bytes]) -> list[wire.CertifierLine]:
+    lines = certifier_lines(runner, keys, since_slot=runner.state.tree.final.slot)
+    return sorted(lines, key=lambda line: (line.name, line.key))
 
 
 def _stall_advice(runner: "Runner", stall: wire.Stall) -> str:
@@ -101,8 +108,11 @@ def _stall_advice(runner: "Runner", stall: wire.Stall) -> str:
         return "all certifiers that count are there: finality comes with the next slots"
     if not gone:
         return "their retirement is signed: finality comes with the next slots"
+    assert runner.network is not None
+    if not runner.network.peers():
+        return "this node is connected to nobody: it may be the one that is cut off, and the others may be well"
     if not stall.present:
-        return "nobody votes here: see `fullrank peers`, this node may be cut off"
+        return "no certifier is there: they come back, or this node does not hear of them"
     command = f"`fullrank retire {' '.join(gone)}`"
     if runner.key.public_key in policy.root_keys:
         return f"they come back; or, when you are sure that they are gone for good, {command}"

@@ -1,6 +1,7 @@
 """Members as people see them: names, and keys given by name or by their first digits."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,18 @@ def name_of_member(key: bytes, members: Members | None) -> str:
 
 def handle_of(key: bytes, members: Members) -> str:
     """What a person types for a member: its name where it is a plain word that nobody else has, else digits."""
-    name = name_of_member(key, members)
-    if _PLAIN_WORD.fullmatch(name) and _called(name, members) == {key}:
-        return name
-    return key.hex()[:HANDLE_DIGITS]
+    return handles_of([key], members)[key]
+
+
+def handles_of(keys: Iterable[bytes], members: Members) -> dict[bytes, str]:
+    """The same for several: names are counted once."""
+    num_called = Counter(name_of_member(key, members).lower() for key in _everybody(members))
+    handles = {}
+    for key in keys:
+        name = name_of_member(key, members)
+        is_own = num_called[name.lower()] == 1 and _PLAIN_WORD.fullmatch(name)
+        handles[key] = name if is_own else key.hex()[:HANDLE_DIGITS]
+    return handles
 
 
 def member_line(key: bytes, runner: "Runner") -> wire.MemberLine:
@@ -112,10 +121,6 @@ def _meant(text: str, keys: Iterable[bytes], members: Members) -> set[bytes]:
     if not found and len(wanted) >= MIN_DIGITS:
         found = {key for key in keys if key.hex().startswith(wanted)}
     return found
-
-
-def _called(name: str, members: Members) -> set[bytes]:
-    return {key for key in _everybody(members) if name_of_member(key, members).lower() == name.lower()}
 
 
 def _only(found: set[bytes], text: str, *, what: str) -> bytes:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from fullrank_node.api import control_pb2 as wire
 from fullrank_node.errors import ExitCode, NodeError
-from fullrank_node.finality_reply import certifier_line, open_slot
-from fullrank_node.people import handle_of, name_of_member, resolve_certifier, resolve_key
+from fullrank_node.finality_reply import certifier_lines, open_slot
+from fullrank_node.people import name_of_member, resolve_certifier, resolve_key
 from fullrank_node.root_actions import (
     RootAction,
     members_to_be,
@@ -55,13 +55,14 @@ def retire(runner: "Runner", request: wire.RetireRequest) -> wire.RetireReply:
         for key in keys:
             sign_retirement(runner, key)
     reply = wire.RetireReply(
-        retired=[certifier_line(runner, key) for key in keys],
+        retired=certifier_lines(runner, keys),
         remaining=sorted(name_of_member(key, members) for key in stay),
         signatures_needed=runner.genesis.membership.root_threshold,
+        peers_connected=len(runner.network.peers()) if runner.network is not None else 0,
     )
     _add_effect(reply, runner)
     if not request.preview:
-        handles = " ".join(handle_of(key, members) for key in keys)
+        handles = " ".join(line.handle for line in reply.retired)
         fewest = min(line.retirement_signatures for line in reply.retired)
         reply.note = missing_signatures(fewest, reply.signatures_needed, command=f"fullrank retire {handles}")
     return reply

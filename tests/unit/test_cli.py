@@ -400,6 +400,7 @@ async def test_retire_tells_whom_when_and_at_what_risk_before_it_signs(ask: Any,
     assert "leaves   1 certifier: quiet-otter" in asked.err
     assert "acts     at once: the chain is stalled, the next checkpoint does it, for all together" in asked.err
     assert "both sides may" in asked.err
+    assert "ALONE" not in asked.err
     assert "`fullrank adopt`" in asked.err
     assert view.asked == [wire.RetireRequest(subjects=["slow-heron", "dan"], preview=True)]
 
@@ -433,6 +434,7 @@ def test_a_signature_that_another_root_key_has_given_is_shown_with_its_age() -> 
     line = wire.CertifierLine(name="dan", retirement_signatures=1, retirement_issued_ms=1_000)
     planned = wire.RetireReply(retired=[line], signatures_needed=2)
     shown = "\n".join(retire.consent_lines(planned, now_ms=3_601_000))
+    assert "ALONE    this node is connected to nobody" in shown
     assert "signed by 1 of 2 root keys, 60 min ago" in shown
 
 

@@ -100,6 +100,16 @@ async def test_status_sends_everybody_but_the_root_to_the_founder() -> None:
     assert "or the founder, when sure that they are gone for good, retires them" in status.stall.advice
 
 
+async def test_a_founder_who_is_connected_to_nobody_is_not_told_to_retire_the_others() -> None:
+    swarm = Swarm(present="ada")
+    swarm.extend(6, 7, 8)
+    alone = swarm.owner(slot=9, connected=())
+    advice = (await alone.status_now()).stall.advice
+    assert "it may be the one that is cut off" in advice
+    assert "fullrank retire" not in advice
+    assert (await alone.retire(retire(called("dan"), preview=True))).peers_connected == 0
+
+
 async def test_before_the_stall_status_names_who_is_missing_and_no_stall() -> None:
     swarm = Swarm()
     status = await swarm.owner(slot=6).status_now()

@@ -575,7 +575,7 @@ class RetireRequest(_message.Message):
     def __init__(self, subjects: _Optional[_Iterable[str]] = ..., preview: _Optional[bool] = ...) -> None: ...
 
 class RetireReply(_message.Message):
-    __slots__ = ("retired", "remaining", "signatures_needed", "stalled", "stalls_in_slots", "stalls_in_ms", "note")
+    __slots__ = ("retired", "remaining", "signatures_needed", "stalled", "stalls_in_slots", "stalls_in_ms", "note", "peers_connected")
     RETIRED_FIELD_NUMBER: _ClassVar[int]
     REMAINING_FIELD_NUMBER: _ClassVar[int]
     SIGNATURES_NEEDED_FIELD_NUMBER: _ClassVar[int]
@@ -583,6 +583,7 @@ class RetireReply(_message.Message):
     STALLS_IN_SLOTS_FIELD_NUMBER: _ClassVar[int]
     STALLS_IN_MS_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    PEERS_CONNECTED_FIELD_NUMBER: _ClassVar[int]
     retired: _containers.RepeatedCompositeFieldContainer[CertifierLine]
     remaining: _containers.RepeatedScalarFieldContainer[str]
     signatures_needed: int
@@ -590,7 +591,8 @@ class RetireReply(_message.Message):
     stalls_in_slots: int
     stalls_in_ms: int
     note: str
-    def __init__(self, retired: _Optional[_Iterable[_Union[CertifierLine, _Mapping]]] = ..., remaining: _Optional[_Iterable[str]] = ..., signatures_needed: _Optional[int] = ..., stalled: _Optional[bool] = ..., stalls_in_slots: _Optional[int] = ..., stalls_in_ms: _Optional[int] = ..., note: _Optional[str] = ...) -> None: ...
+    peers_connected: int
+    def __init__(self, retired: _Optional[_Iterable[_Union[CertifierLine, _Mapping]]] = ..., remaining: _Optional[_Iterable[str]] = ..., signatures_needed: _Optional[int] = ..., stalled: _Optional[bool] = ..., stalls_in_slots: _Optional[int] = ..., stalls_in_ms: _Optional[int] = ..., note: _Optional[str] = ..., peers_connected: _Optional[int] = ...) -> None: ...
 
 class AdoptRequest(_message.Message):
     __slots__ = ("checkpoint", "preview")

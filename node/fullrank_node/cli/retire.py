@@ -50,6 +50,11 @@ def consent_lines(planned: wire.RetireReply, *, now_ms: int) -> list[str]:
         ),
         ("leaves", f"{render.plural(len(planned.remaining), 'certifier')}: {stays}"),
         ("acts", effect_text(planned)),
+        *(
+            []
+            if planned.peers_connected
+            else [("ALONE", "this node is connected to nobody: it may be what is cut off")]
+        ),
         ("later", "whoever comes back is a member still, and certifies again by itself"),
         ("risk", "if they are alive behind a broken network, and more than two thirds there, both sides may"),
         ("", "go on to final checkpoints that contradict each other. When they meet, every node stops,"),
