@@ -14,7 +14,7 @@ from swarms import id_of, key_of
 from fullrank_node.addresses import host_and_port, is_loopback, parse_address, usefulness
 from fullrank_node.errors import NodeError
 from fullrank_node.network.connections import Connections
-from fullrank_node.network.interface import DialError, NetworkError, PeerFailure, PeerUnreachable
+from fullrank_node.network.interface import DialError, NetworkError, OtherSwarm, PeerFailure, PeerUnreachable
 from fullrank_node.network.listening import choose_ports, probe_port
 from fullrank_node.network.outbox import MAX_QUEUED, Outboxes
 from fullrank_node.network.peer_cache import KnownPeer, PeerCache
@@ -257,6 +257,29 @@ async def test_a_peer_of_another_version_is_hung_up_on() -> None:
     assert bench.dialer.hung_up == [BOB]
     assert bench.changes == []
     assert list(bench.cache.errors(connected=()).values()) == ["peer speaks protocol 2, this node 1"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OtherSwarm("the peer does not serve this swarm"),
+        PeerFailure("peer speaks protocol 2, this node 1", code=peer_pb2.Failure.WRONG_VERSION),
+    ],
+    ids=["swarm", "version"],
+)
+async def test_who_says_twice_that_it_will_never_be_a_peer_is_believed(error: NetworkError) -> None:
+    bench = Bench()
+    bench.refusals[BOB] = error
+    for times in (1, 2):
+        assert bench.connections.refusals() == {}
+        with pytest.raises(type(error)):
+            await bench.connections.connect(bench.reachable(BOB))
+        assert len(bench.dialer.hung_up) == times
+    assert bench.connections.refusals() == {BOB: error}
+    bench.refusals[BOB] = PeerUnreachable("no answer within 10 s")  # It starts again, perhaps as another one.
+    with pytest.raises(PeerUnreachable):
+        await bench.connections.connect(bench.reachable(BOB))
+    assert bench.connections.refusals() == {}
 
 
 async def test_an_address_where_nobody_listens_never_reaches_p2pd() -> None:
