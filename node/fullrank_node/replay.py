@@ -3,37 +3,38 @@
 From the base, or, where deltas are gone, from the newest snapshot that every delta above it is there for.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 from fullrank_node.blob_store import BlobStore
 from fullrank_node.errors import NodeError
 from fullrank_node.masters import merge_request
 from fullrank_node.merger import Merger, MergeRejectedError
+from fullrank_node.model.master import MasterStore
 from fullrank_node.restoring import stored_snapshots
 from fullrank_node.store import Store
 from fullrank_protocol.checkpoint import Checkpoint
 from fullrank_protocol.fork_choice import Tree
-from fullrank_protocol.genesis import Genesis
 from fullrank_protocol.snapshot import Snapshot
 from fullrank_protocol.verifying import judge_numbers
 
 
-def find_start(log: Store, genesis: Genesis, chain: Sequence[Checkpoint]) -> Snapshot | None:
+def find_start(log: Store, tree: Tree, chain: Sequence[Checkpoint]) -> Snapshot | None:
     """Where a replay has to start; None: at the base, because every delta is here, or because there is no other way.
 
     Args:
         log: Holds the deltas and perhaps a snapshot.
-        genesis: Of its swarm.
+        tree: Holds the chain, and knows what votes have made final: only that may be believed.
         chain: What is to be replayed, oldest first.
     """
     gone = [c.slot for c in chain if any(not log.blobs.has(a.contribution.blob.id) for a in c.accepted)]
     if not gone:
         return None
-    on_chain = {checkpoint.id for checkpoint in chain}
+    certified = {checkpoint.id for checkpoint in chain if tree.is_voted_final(tree.state(checkpoint.id))}
     fit = [
         snapshot
-        for snapshot in stored_snapshots(log, genesis)
-        if snapshot.checkpoint in on_chain and snapshot.slot >= gone[-1] and log.blobs.has(snapshot.blob.id)
+        for snapshot in stored_snapshots(log, tree.genesis)
+        if snapshot.checkpoint in certified and snapshot.slot >= gone[-1]
     ]
     return min(fit, key=lambda snapshot: (snapshot.slot, snapshot.author), default=None)
 
@@ -76,6 +77,7 @@ async def first_mismatch(
     tree: Tree,
     checkpoints: list[Checkpoint],
     merger: Merger,
+    masters: MasterStore,
     *,
     base_manifest: dict[str, str],
     base_digest: bytes,
@@ -83,10 +85,13 @@ async def first_mismatch(
 ) -> str:
     """Recompute a chain; empty when every weight, norm and digest agrees.
 
+    The weights of what has been replayed are deleted on the way: a chain may be longer than the disk.
+
     Args:
         tree: Holds every checkpoint of the chain, placed: signatures, membership, votes and order hold already.
         checkpoints: The chain, oldest first.
         merger: Has every delta of the chain in its store.
+        masters: Where it writes; nobody else uses them.
         base_manifest: Masters at its parent: of the genesis, or of a snapshot.
         base_digest: Their digest.
         on_checkpoint: Told how many have been replayed.
@@ -110,6 +115,8 @@ async def first_mismatch(
                 return f"{where}: {mismatch[1]}"
             manifest = merger.manifest_of(request.key) or {}
             digest = merged.model_digest
+            merger.forget(keep=())
+            await asyncio.to_thread(masters.collect, manifest.values())
         tree.set_verdict(checkpoint.id, holds=True)
         on_checkpoint(number)
     return ""

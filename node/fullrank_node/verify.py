@@ -28,6 +28,7 @@ from fullrank_node.following import (
 from fullrank_node.home import Home
 from fullrank_node.merger import Merger, MergeRejectedError
 from fullrank_node.model.export.provenance import PROVENANCE_NAME, read_provenance
+from fullrank_node.model.master import MasterStore
 from fullrank_node.network.interface import BlobUnavailable
 from fullrank_node.operations import Progress, VerifyReport
 from fullrank_node.replay import apply_start, find_start, first_mismatch, hold_blobs
@@ -104,8 +105,15 @@ async def _replay(
     genesis = genesis_of(place)
     with contextlib.ExitStack() as stack, Store(place, readonly=True) as log:
         scratch = Home(place.work_dir / "verify")
-        stack.callback(shutil.rmtree, scratch.blobs_dir, ignore_errors=True)  # Links: they would keep old deltas alive.
+        if scratch.is_locked():
+            raise NodeError(
+                f"{place.path} is being verified already",
+                hint="Wait for the other `fullrank verify` to end.",
+                exit_code=ExitCode.RETRY,
+            )
         scratch.create()
+        stack.callback(shutil.rmtree, scratch.path, ignore_errors=True)
+        stack.enter_context(scratch.locked())
         write_atomically(scratch.genesis_file, genesis.envelope.encode())
         async with follower(
             scratch, genesis, bytes(32), base=base or known_base(log), network=None, progress=progress
@@ -127,11 +135,11 @@ async def _replay(
             merger = Merger(home=scratch, store=made.store, genesis=genesis, worker=made.merger.worker, threads=None)
             manifest, digest = made.base.manifest, made.base.digest
             notes: tuple[str, ...] = ()
-            start = find_start(log, genesis, chain)
+            start = find_start(log, tree, chain)
             for _ in range(HOLD_ATTEMPTS):
                 if await asyncio.to_thread(hold_blobs, log, chain, start, made.store.blobs):
                     break
-                start = find_start(log, genesis, chain)
+                start = find_start(log, tree, chain)
             if start is not None and not known:
                 progress("applying a snapshot")
                 try:
@@ -152,6 +160,7 @@ async def _replay(
                 tree,
                 chain,
                 merger,
+                MasterStore(scratch.masters_dir),
                 base_manifest=manifest,
                 base_digest=digest,
                 on_checkpoint=lambda done: progress("replaying", done=done, total=len(chain)),

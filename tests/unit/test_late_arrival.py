@@ -17,6 +17,7 @@ from fullrank_node.blob_store import BlobStore
 from fullrank_node.config import Config, LimitsSection
 from fullrank_node.keeping import GIGABYTE, Keeper
 from fullrank_node.merger import Merger
+from fullrank_node.model.master import MasterStore
 from fullrank_node.replay import apply_start, find_start, first_mismatch, hold_blobs
 from fullrank_node.restoring import restored_state, stored_snapshots
 from fullrank_protocol.checkpoint import Checkpoint
@@ -24,7 +25,7 @@ from fullrank_protocol.limits import CHUNK_BYTES
 from fullrank_protocol.membership import ROLE_CONTRIBUTE, make_grant
 from fullrank_protocol.round_io import Merge, Merged
 from fullrank_protocol.round_state import RECENT_SLOTS
-from fullrank_protocol.snapshot import Snapshot, make_snapshot
+from fullrank_protocol.snapshot import Snapshot, make_snapshot, num_elements
 
 NUM_ROUNDS = 7
 """With deltas of two nodes, more bytes than a snapshot of the 13 kB of weights."""
@@ -251,8 +252,9 @@ async def test_weights_of_another_checkpoint_are_a_lie_too(past: LoopSwarm) -> N
 async def test_a_log_without_its_old_deltas_is_replayed_from_the_snapshot(past: LoopSwarm) -> None:
     ada, bob = past.nodes
     await snapshot_by(bob, SMALL)
-    assert find_start(ada.store, past.genesis, chain_of(ada)) is None
-    start = find_start(bob.store, past.genesis, chain_of(bob))
+    tree = bob.runner.state.tree
+    assert find_start(ada.store, ada.runner.state.tree, chain_of(ada)) is None
+    start = find_start(bob.store, tree, chain_of(bob))
     assert start is not None
     held = BlobStore(past.nodes[1].home.work_dir / "held")
     assert hold_blobs(bob.store, chain_of(bob), start, held)
@@ -271,13 +273,29 @@ async def test_a_log_without_its_old_deltas_is_replayed_from_the_snapshot(past: 
     manifest = await apply_start(start, bob.store, merger, state.tree, base=base)
     state.tree.believe(start.checkpoint)
     rest = [checkpoint for checkpoint in chain_of(bob) if checkpoint.slot > start.slot]
+    masters = MasterStore(bob.home.masters_dir)
     mismatch = await first_mismatch(
         state.tree,
         rest,
         merger,
+        masters,
         base_manifest=manifest,
         base_digest=state.tree.state(start.checkpoint).model_digest,
         on_checkpoint=lambda _done: None,
     )
     assert mismatch == ""
     assert rest
+    assert masters.total_bytes() == 4 * sum(num_elements(module) for module in past.genesis.modules)
+
+
+async def test_a_snapshot_of_what_is_not_final_is_no_start_of_a_replay(past: LoopSwarm) -> None:
+    bob = past.nodes[1]
+    snapshot = await snapshot_by(bob, SMALL)
+    assert find_start(bob.store, bob.runner.state.tree, chain_of(bob)) == snapshot
+    bob.blobs.delete(snapshot.blob.id)
+    head, blob = bob.head, bob.blobs.put_bytes(b"weights of the head, perhaps")
+    assert not bob.runner.state.tree.is_final(head)
+    hint = make_snapshot(key_of("bob"), swarm=past.genesis.swarm, checkpoint=head.id, slot=head.slot, blob=blob)
+    bob.store.put_object(hint, slot=head.slot, received_at_ms=past.clock.now_ms())
+    assert stored_snapshots(bob.store, past.genesis)[-1].checkpoint == head.id
+    assert find_start(bob.store, bob.runner.state.tree, chain_of(bob)) is None
