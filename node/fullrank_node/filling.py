@@ -14,6 +14,7 @@ from fullrank_node.final_chain import FinalChain
 from fullrank_node.network.interface import BlobUnavailable
 from fullrank_node.runner import Runner
 from fullrank_protocol.contribution import Contribution
+from fullrank_protocol.round_state import RECENT_SLOTS
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +96,9 @@ class Filling:
                 raise
 
     def _is_arriving(self) -> bool:
-        state = self._runner.state
-        return state.arrival.sought is not None or bool(state.unverified)
+        """Whether much of what others have made final is not recomputed here yet."""
+        state, tree = self._runner.state, self._runner.state.tree
+        return state.arrival.sought is not None or tree.voted_final.slot > tree.final.slot + RECENT_SLOTS
 
     def _tell(self) -> None:
         self._runner.exchange.is_archive = not self._lacking and not self._is_arriving()

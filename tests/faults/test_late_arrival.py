@@ -120,6 +120,21 @@ def test_verify_starts_where_the_deltas_are_and_says_so(past: Past) -> None:
     assert from_snapshot["checkpoints"] < from_base["checkpoints"]
 
 
+def test_verify_by_a_link_replays_from_the_base_where_an_archive_answers_and_says_so_where_none_does(
+    past: Past,
+) -> None:
+    with_archive = past.live.node("verifier").json("verify", str(link_of(past.ada, past.bob, past.link)))
+    assert (with_archive["ok"], with_archive["final"], with_archive["notes"]) == (True, True, [])
+    assert with_archive["round"] >= NUM_ROUNDS
+    link = link_of(past.bob, past.bob, past.link)
+    past.ada.stop()
+    without = past.live.node("lonely verifier").json("verify", str(link))
+    past.ada.start()
+    assert without["ok"], without
+    assert "replayed from a certified snapshot" in without["notes"][0]
+    assert without["checkpoints"] < with_archive["checkpoints"]
+
+
 def test_a_newcomer_arrives_by_fewer_bytes_and_contributes(past: Past) -> None:
     since = now_ms()
     eve = past.live.join(past.link, "eve", "--no-certify")  # So that rounds become final without her, too.
@@ -163,7 +178,7 @@ def test_a_lie_is_refused_and_a_killed_newcomer_goes_on(past: Past) -> None:
 
 def link_of(first: LiveNode, second: LiveNode, link: Link) -> Link:
     addresses = [address for node in (first, second) for address in node.status()["addresses"]]
-    return replace(link, peers=tuple(addresses))
+    return replace(link, peers=tuple(dict.fromkeys(addresses)))
 
 
 def can_lie(node: LiveNode, genesis: Genesis) -> bool:

@@ -1,5 +1,6 @@
 """What a node with a full disk removes, with real stores and merges: never what a chain that is not final needs."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -14,11 +15,13 @@ from fullrank_node.config import Config, LimitsSection
 from fullrank_node.filling import Filling
 from fullrank_node.final_chain import FinalChain
 from fullrank_node.keeping import FRESH_S, GIGABYTE, Keeper
+from fullrank_node.merger import Merger
 from fullrank_node.snapshots import Snapshots
 from fullrank_protocol.blob import blob_ref, chunk_hashes
 from fullrank_protocol.checkpoint import Checkpoint
 from fullrank_protocol.delta import Delta
 from fullrank_protocol.limits import CHUNK_BYTES
+from fullrank_protocol.round_io import Merge, Merged
 from fullrank_protocol.snapshot import Snapshot
 from fullrank_protocol.verifying import contributions
 
@@ -212,3 +215,23 @@ def test_a_final_chain_is_told_anew_where_the_root_chose_another() -> None:
     assert chain.has_moved_away()
     assert [slot for slot, _ in chain.news()] == [3]
     assert not chain.has_moved_away()
+
+
+async def test_an_archive_remains_one_while_a_checkpoint_of_the_last_slot_is_recomputed(
+    swarm: LoopSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await live(swarm, rounds=3)
+    ada, bob = swarm.nodes
+    filling = Filling(runner=ada.runner, limit_bytes=None)
+    merge = Merger.merge
+
+    async def hang(merger: Merger, request: Merge, *, parent_manifest: dict[str, str]) -> Merged:
+        if merger.home.path.name == ada.name:
+            await asyncio.Event().wait()
+        return await merge(merger, request, parent_manifest=parent_manifest)
+
+    monkeypatch.setattr(Merger, "merge", hang)
+    await swarm.everywhere(bob.contribute(delta_of(bob)))
+    await until_later(swarm, lambda: bool(ada.runner.state.unverified))
+    await filling.look()
+    assert is_archive(ada)
