@@ -28,14 +28,22 @@ class FinalityWatch:
             log.info("Rounds become final again: slot %d is.", final_slot)
             self._waits_since = None
         if self._waits_since is None and lag >= LAG_ROUNDS:
-            silent = sorted(name_of_member(key, head.members) for key in silent_certifiers(tree, head))
-            if silent:
+            absent = sorted(name_of_member(key, head.members) for key in self._absent(head))
+            if absent:
                 log.warning(
                     "Rounds go on, but none has become final since slot %d: waiting for certifiers %s.",
                     final_slot,
-                    ", ".join(silent),
+                    ", ".join(absent),
                 )
                 self._waits_since = final_slot
+
+    def _absent(self, head: ChainState) -> frozenset[bytes]:
+        """Certifiers that voted for none of the newest checkpoints; whoever voted for one is only slow."""
+        tree = self._tree
+        missing = tree.missing_voters(head.id)
+        for node in tree.chain(head.id, above_slot=tree.final.slot)[-LAG_ROUNDS:]:
+            missing &= tree.missing_voters(node.state.id)
+        return missing
 
 
 def silent_certifiers(tree: Tree, head: ChainState) -> frozenset[bytes]:

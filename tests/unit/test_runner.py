@@ -165,7 +165,7 @@ async def test_the_log_tells_when_rounds_stop_becoming_final_and_when_they_do_ag
         swarm.hub.alone.update({key("bob"), key("cyd")})
 
         def time_passes_until(number: int) -> bool:
-            swarm.clock.time_ms += 50
+            swarm.clock.time_ms += 200
             return ada.head.round == number
 
         for number in range(1, LAG_ROUNDS + 2):
@@ -177,7 +177,7 @@ async def test_the_log_tells_when_rounds_stop_becoming_final_and_when_they_do_ag
         swarm.hub.alone.clear()
 
         def time_passes_until_told() -> bool:
-            swarm.clock.time_ms += 50
+            swarm.clock.time_ms += 200
             return "Rounds become final again: slot " in caplog.text
 
         await until(time_passes_until_told)
