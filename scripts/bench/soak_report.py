@@ -91,11 +91,19 @@ def growth(lives: Lives, *, spared: Sequence[str], warm_up_s: float, until_s: fl
             "rss_mb_median": statistics.median(each["rss_mb"] for each in grown),
             "rss_mb_max": max(each["rss_mb"] for each in grown),
             "rss_percent_per_hour_median": statistics.median(each["rss_percent_per_hour"] for each in grown),
+            "rss_mb_by_minutes_lived": _by_age(lives, role),
             "fds_max": max(sample.fds for samples in warm.values() for sample in samples),
             "fds_percent_per_hour_median": statistics.median(each["fds_percent_per_hour"] for each in grown),
             "spared": old,
         }
     return result
+
+
+def _by_age(lives: Lives, role: str) -> list[tuple[float, float]]:
+    """(minutes lived, MB) of the processes seen last: where the young are as large as the old, nothing leaks."""
+    last_s = max(samples[-1].at_s for samples in lives.values())
+    here = [samples for life, samples in lives.items() if life.role == role and samples[-1].at_s == last_s]
+    return sorted(((each[-1].at_s - each[0].at_s) / 60, each[-1].rss / 1e6) for each in here)
 
 
 def _grown(life: Life, samples: Sequence[Sample]) -> dict[str, Any]:
