@@ -4,10 +4,13 @@ From the base, or, where deltas are gone, from the newest snapshot that every de
 """
 
 import asyncio
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from fullrank_node.blob_store import BlobStore
 from fullrank_node.errors import NodeError
+from fullrank_node.files import disk_errors
 from fullrank_node.masters import merge_request
 from fullrank_node.merger import Merger, MergeRejectedError
 from fullrank_node.model.master import MasterStore
@@ -44,6 +47,9 @@ def hold_blobs(log: Store, chain: Sequence[Checkpoint], start: Snapshot | None, 
 
     Returns:
         Whether all of it was still there; if not, the replay has to start higher.
+
+    Raises:
+        NodeError: The disk is full.
     """
     lowest = 0 if start is None else start.slot
     above = (checkpoint for checkpoint in chain if checkpoint.slot > lowest)
@@ -52,10 +58,21 @@ def hold_blobs(log: Store, chain: Sequence[Checkpoint], start: Snapshot | None, 
         if into.has(blob_id):
             continue
         try:
-            into.path(blob_id).hardlink_to(log.blobs.path(blob_id))
+            _link(log.blobs.path(blob_id), into.path(blob_id))
         except FileNotFoundError:
             return False
     return True
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file by another name; a copy where the file system knows no such thing."""
+    try:
+        target.hardlink_to(source)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        with disk_errors(target.parent):
+            shutil.copyfile(source, target)
 
 
 async def apply_start(

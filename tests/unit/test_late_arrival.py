@@ -1,6 +1,7 @@
 """Real stores, workers and merges: snapshots made, fetched, applied, refused, and old deltas removed (section 12)."""
 
 import asyncio
+import errno
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -286,6 +287,22 @@ async def test_a_log_without_its_old_deltas_is_replayed_from_the_snapshot(past: 
     assert mismatch == ""
     assert rest
     assert masters.total_bytes() == 4 * sum(num_elements(module) for module in past.genesis.modules)
+
+
+async def test_a_replay_holds_copies_where_files_cannot_have_two_names(
+    past: LoopSwarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = past.nodes[0]
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    held = BlobStore(tmp_path / "held")
+    assert hold_blobs(ada.store, chain_of(ada), None, held)
+    for checkpoint in chain_of(ada):
+        for accepted in checkpoint.accepted:
+            assert held.read(accepted.contribution.blob.id) == ada.blobs.read(accepted.contribution.blob.id)
 
 
 async def test_a_snapshot_of_what_is_not_final_is_no_start_of_a_replay(past: LoopSwarm) -> None:
