@@ -128,19 +128,17 @@ def turn_ms(tree: Tree, head: ChainState, *, slot: int, key: bytes, head_seen_ms
     A proposer whose head is not justified waits for that, yet not for ever: fetching and
     recomputing that takes longer than a window would otherwise never become final.
     """
-    genesis = tree.genesis
+    genesis, timing = tree.genesis, tree.genesis.timing
     number = turn_of(key, head, swarm=genesis.swarm, slot=slot)
     if number is None:
         return None
-    turn = genesis.slot_end_ms(slot) + number * grace_ms(tree, head)
-    if tree.is_justified(head.id):
-        return turn
-    pending = head.depth - tree.state(tree.final.checkpoint).depth
-    patience = min(
-        MAX_WAIT_WINDOWS * genesis.timing.slot_window_ms, genesis.timing.grace_ms << min(max(pending, 0), 32)
-    )
-    skipped = slot - head.slot - 1
-    return max(turn, head_seen_ms + patience) + skipped * genesis.timing.grace_ms // 2
+    starts = genesis.slot_end_ms(slot)
+    if not tree.is_justified(head.id):
+        pending = head.depth - tree.state(tree.final.checkpoint).depth
+        patience = min(MAX_WAIT_WINDOWS * timing.slot_window_ms, timing.grace_ms << min(max(pending, 0), 32))
+        skipped = (slot - head.slot - 1) * timing.grace_ms // 2
+        starts = max(starts, head_seen_ms + patience) + min(skipped, timing.slot_window_ms // 2)
+    return starts + number * grace_ms(tree, head)
 
 
 def choose_contributions(state: RoundState, head: ChainState, *, slot: int) -> Choice:

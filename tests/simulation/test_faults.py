@@ -83,6 +83,22 @@ def test_a_swarm_that_slept_for_a_night_goes_on_where_it_was() -> None:
         assert tree.head().round >= round_before + 4
 
 
+def test_a_swarm_that_fell_asleep_with_its_votes_divided_goes_on_as_well() -> None:
+    world = swarm(2)
+    world.run(4)
+    world.partition(world.nodes[:1], world.nodes[1:])
+    world.run(3)
+    heads = {node.state.tree.head().id for node in world.nodes}
+    assert len(heads) == 2
+    for node in world.nodes:
+        assert not node.state.tree.is_justified(node.state.tree.head().id)
+        node.paused_until_ms = world.now_ms + HOUR_SLOTS * 10_000
+    world.run(HOUR_SLOTS)
+    world.heal()
+    world.run(10)
+    world.checker.check_agreement(final_slot=HOUR_SLOTS)
+
+
 # ---- a third and more ----------------------------------------------------------------------------
 
 

@@ -85,7 +85,7 @@ class World:
         self.transfer_ms = 0
         self.num_events = 0
         self.relays = size < LARGE
-        self.quantum_ms = 20 if size < LARGE else 200
+        self.quantum_ms = 50 if size < LARGE else 200
         self.tick_ms = 500 if size < LARGE else 1_000
         self.compare_ms = 2_000 if size < LARGE else 5_000
         self.story: list[tuple[int, str]] | None = None

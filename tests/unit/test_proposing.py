@@ -160,6 +160,22 @@ def test_a_proposer_that_may_not_wait_longer_comes_half_a_grace_later_for_each_s
         assert turn_of(tale, first, head, slot=slot) == 200 + 50 * skipped
 
 
+def test_however_many_slots_were_skipped_the_first_in_order_comes_within_half_a_window() -> None:
+    tale = story(*FOUR)
+    head = tale.grow(tale.genesis, slot=1)
+    for slot in (12, 13, 3000):
+        first = order_of(tale, head, slot)[0]
+        assert turn_of(tale, first, head, slot=slot, seen_ms=0) == 500
+
+
+def test_proposers_that_have_waited_for_their_head_still_come_one_after_the_other() -> None:
+    """All patience ends at the same moment; proposals of that moment would divide the votes."""
+    tale = story(*FOUR)
+    head = tale.grow(tale.genesis, slot=1)
+    turns = [turn_of(tale, name, head, slot=2, seen_ms=None) for name in order_of(tale, head, 2)]
+    assert turns == [200, 400, 600, 800]
+
+
 # ---- when something is proposed --------------------------------------------------------------------
 
 
