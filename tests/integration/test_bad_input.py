@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from live_swarm import DEADLINE_S, LiveNode, LiveSwarm, now_ms, wait_for_new_final_rounds, wait_until
@@ -82,6 +83,15 @@ def grants_of(node: LiveNode) -> set[bytes]:
     """The grants of all invites on the chain."""
     with connect(node.home) as client:
         return {invite.grant for invite in client.members().invites}
+
+
+def test_who_serves_another_swarm_is_not_waited_for(live: LiveSwarm, ada: LiveNode) -> None:
+    other = replace(live.invite(ada), swarm=bytes(range(32)), final=None)
+    done = live.node("lost").fullrank("join", str(other), "--yes", code=ExitCode.NO_PEERS)
+    assert "nobody of the link's swarm is there" in done.stderr
+    assert "the peer does not serve this swarm" in done.stderr
+    assert "ask for its link" in done.stderr
+    assert not live.nodes["lost"].home.path.exists()
 
 
 def test_a_second_daemon_on_one_home_is_told_about_the_first(ada: LiveNode) -> None:

@@ -13,7 +13,7 @@ from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.names import name_of
 from fullrank_protocol.chain import ChainState
 from fullrank_protocol.envelope import Envelope
-from fullrank_protocol.round_io import CastVote, SignCheckpoint
+from fullrank_protocol.round_io import CastVote, DeltaChecked, SignCheckpoint
 
 FOUR = ("ada", "bob", "cyd", "dan")
 
@@ -228,6 +228,44 @@ async def test_a_node_on_the_other_history_follows_when_its_owner_says_so() -> N
     reply = await bob.adopt(adopt(split.five))
     assert f"this node goes on from {short(split.five)}, slot 5" in reply.note
     assert (await bob.status_now()).state != wire.NODE_TROUBLED
+
+
+class Slow(Split):
+    """Dan's history holds a delta that is not to be had for now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        tale = self.tale
+        self.missing = tale.contribution("dan")
+        self.five = tale.grow(tale.genesis, slot=5, by="bob", accepted=[self.missing])
+        self.six = tale.grow(self.five, slot=6, by="bob", votes=tale.votes("bob cyd dan", self.five))
+        self.theirs = [self.five, self.six, *tale.votes("bob cyd dan", self.six)]
+
+    def owner(self, name: str = "ada", *, knows: Sequence[object] = ()) -> Owner:
+        owner = Owner(self.tale, name)
+        owner.machine.verdicts[self.missing.id] = None
+        owner.at(20)
+        owner.receive(*self.ours, *self.theirs, *knows)  # type: ignore[arg-type]
+        return owner
+
+
+async def test_a_node_goes_over_by_itself_once_it_has_recomputed_what_its_owner_adopted() -> None:
+    split = Slow()
+    owner = split.owner()
+    reply = await owner.adopt(adopt(split.five))
+    assert "This node goes over as soon as it has recomputed the chosen history" in reply.note
+    assert owner.machine.state.tree.final == split.two.here
+    owner.feed(DeltaChecked(contribution_id=split.missing.id))
+    assert owner.machine.state.tree.final == split.five.here
+    assert (await owner.status_now()).state != wire.NODE_TROUBLED
+
+
+async def test_who_arrived_by_a_snapshot_above_the_fork_is_told_to_join_again() -> None:
+    split = Slow()
+    owner = split.owner()
+    owner.machine.state.arrival.beside.add(split.five.id)
+    reply = await owner.adopt(adopt(split.five))
+    assert "join again with the same identity.key into a new --home" in reply.note
 
 
 async def test_nobody_but_the_founder_can_keep_what_was_not_chosen() -> None:
