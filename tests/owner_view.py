@@ -28,7 +28,7 @@ class Owner(DaemonView):
     def __init__(
         self, tale: Story, name: str = "ada", *, connected: Sequence[str] = (), certifies: bool = True
     ) -> None:
-        self.machine = Machine(tale, name, certifies=certifies)
+        self.machine = Machine(tale, name)
         self.sent: list[Envelope] = []
         self.peers_now = [PeerInfo(key=key(other)) for other in connected]
         runner = SimpleNamespace(

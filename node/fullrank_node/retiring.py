@@ -45,7 +45,7 @@ def retire(runner: "Runner", request: wire.RetireRequest) -> wire.RetireReply:
     keys = list(dict.fromkeys(resolve_certifier(subject, members) for subject in request.subjects))
     if not keys:
         raise NodeError("nobody is named", hint="Use `fullrank retire NAME...`.", exit_code=ExitCode.USAGE)
-    stay = members_to_be(runner).certifiers - set(keys)
+    stay = _lasting(runner) - set(keys)
     if not stay:
         raise NodeError(
             f"no certifier would be left without {listed([name_of_member(key, members) for key in keys])}",
@@ -90,6 +90,11 @@ def sign_retirement(runner: "Runner", key: bytes, *, after_ms: int = 0) -> RootA
     )
 
 
+def _lasting(runner: "Runner") -> frozenset[bytes]:
+    """Certifiers whom nothing that waits to be carried removes; who only asks to be one does not count yet."""
+    return runner.state.tree.head().members.certifiers & members_to_be(runner).certifiers
+
+
 def _add_effect(reply: wire.RetireReply, runner: "Runner") -> None:
     """Whether they stop counting at once, because the chain is stalled, or when it will be."""
     genesis, head = runner.genesis, runner.state.tree.head()
@@ -119,7 +124,7 @@ def revoke(runner: "Runner", request: wire.RevokeRequest) -> wire.RevokeReply:
     tree = _tree_of(subject, members) if request.whole_tree else []
     retiring = [key for key in members.certifiers if request.whole_tree and _came_by(key, subject, members)]
     retiring.sort(key=lambda key: (name_of_member(key, members), key))
-    stays = retiring[0] if retiring and not members_to_be(runner).certifiers - set(retiring) else None
+    stays = retiring[0] if retiring and not _lasting(runner) - set(retiring) else None
     retiring = [key for key in retiring if key != stays]
     reply = wire.RevokeReply(
         subject=subject,

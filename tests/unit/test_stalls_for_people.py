@@ -254,6 +254,15 @@ async def test_the_last_certifier_cannot_be_retired() -> None:
     assert "no certifier would be left" in str(await failure(owner, retire(called("eve"))))
 
 
+async def test_who_only_asks_to_certify_is_no_certifier_that_could_be_left() -> None:
+    swarm = Swarm(present=ALL)
+    tale, grant = swarm.tale, swarm.tale.grant()
+    swarm.chain.append(tale.grow(swarm.chain[-1], slot=6, records=[grant, tale.admission("fay", grant)]))
+    owner = swarm.owner(slot=7)
+    owner.receive(tale.take_up("fay"))
+    assert "no certifier would be left" in str(await failure(owner, retire(*map(called, FIVE))))
+
+
 # ---- several root keys ---------------------------------------------------------------------------------
 
 
@@ -384,9 +393,7 @@ async def test_where_a_tree_has_all_certifiers_one_is_kept() -> None:
         parent = swarm.chain[-1]
         records = [swarm.tale.retirement(name, 99)]
         swarm.chain.append(swarm.tale.grow(parent, slot=parent.slot + 70, by="fay", records=records))
-    owner = Owner(swarm.tale, certifies=False)
-    owner.at(swarm.chain[-1].slot + 1)
-    owner.receive(*swarm.chain)
+    owner = swarm.owner(slot=swarm.chain[-1].slot + 1)  # Ada asks to certify again, and does not count yet.
     reply = await owner.revoke(revoke("invite"))
     assert list(reply.retiring) == ["gil"]
     assert "fay stays a certifier, because no other is left" in reply.note

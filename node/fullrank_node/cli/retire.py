@@ -12,7 +12,7 @@ from fullrank_node.cli.votes import last_vote_text
 
 def retire(
     certifiers: Annotated[
-        list[str], typer.Argument(metavar="CERTIFIER...", help="Names, or the first digits of their keys.")
+        list[str], typer.Argument(metavar="CERTIFIER", help="Names, or the first digits of their keys.")
     ],
     yes: YesOption = False,
     home: HomeOption = None,
