@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from live_swarm import LiveSwarm, wait_for_certifiers, wait_until, wait_until_gone
+from live_swarm import LiveNode, LiveSwarm, wait_for_certifiers, wait_until, wait_until_gone
 
 from fullrank_node.errors import ExitCode
 
@@ -59,7 +59,10 @@ def test_a_stalled_swarm_says_who_is_missing_and_goes_on_without_them_once_they_
         assert "last vote: slot" in done.stderr
         assert "at once" in done.stdout
         goal = provisional["round"]
-        wait_until("rounds are final again", lambda: all(n.status()["final"]["round"] > goal for n in left), left)
-        for node in left:
-            assert node.status()["stall"] is None
-            assert not node.members()["cyd"]["certifies"]
+
+        def is_well(node: LiveNode) -> bool:
+            status = node.status()
+            return status["final"]["round"] > goal and status["stall"] is None
+
+        wait_until("rounds are final again", lambda: all(map(is_well, left)), left)
+        assert not any(node.members()["cyd"]["certifies"] for node in left)
