@@ -19,6 +19,7 @@ import platform
 import signal
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -35,7 +36,7 @@ from simulation.scenario import MAX_AGREEMENT_SLOTS, MAX_RECOVERY_SLOTS, run, te
 PLAN = {1: 1_500, 2: 3_000, 3: 4_000, 4: 7_000, 7: 4_016, 20: 400, 50: 80, 200: 4}
 """Seeds of each size. Four certifiers are the smallest swarm that bears a hostile one."""
 
-CPU_S = {1: 0.03, 2: 0.06, 3: 0.08, 4: 0.12, 7: 0.25, 20: 0.9, 50: 2.5, 200: 60.0}
+CPU_S = {1: 0.03, 2: 0.05, 3: 0.07, 4: 0.11, 7: 0.22, 20: 0.6, 50: 2.5, 200: 60.0}
 """What a seed took on the machine of the last report, until this run knows better."""
 
 HONEST_OF = 8
@@ -98,7 +99,9 @@ def play(jobs: Sequence[Job], *, lines: Sequence[dict[str, Any]], to: Path, proc
     told_s = time.monotonic()
     with (
         to.open("a", encoding="utf-8") as file,
-        concurrent.futures.ProcessPoolExecutor(processes, mp_context=context, initializer=_let_be) as pool,
+        concurrent.futures.ProcessPoolExecutor(
+            processes, mp_context=context, initializer=_let_be, initargs=(os.getpid(),)
+        ) as pool,
     ):
         futures = [pool.submit(play_one, job) for job in jobs]
         try:
@@ -173,8 +176,16 @@ def estimate(jobs: Iterable[Job], lines: Sequence[dict[str, Any]], processes: in
     )
 
 
-def _let_be() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent decides.
+def _let_be(parent: int) -> None:
+    """In a child: the parent decides about an interrupt, and nobody goes on without it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _plan(text: str) -> dict[int, int]:
