@@ -138,6 +138,19 @@ async def test_a_signed_retirement_is_shown_until_it_acts() -> None:
     assert status.stall.advice == "their retirement is signed: finality comes with the next slots"
 
 
+async def test_peers_and_members_tell_who_voted_last_for_which_slot() -> None:
+    swarm = Swarm()
+    swarm.extend(6, 7, 8)
+    owner = swarm.owner(slot=9, connected=("bob", "dan", "reader"))
+    peers = {line.key: line for line in (await owner.peers(wire.PeersRequest())).peers}
+    assert peers[key("bob")].last_vote_slot == 8
+    assert peers[key("dan")].last_vote_slot == 3
+    assert peers[key("dan")].last_vote_ms == swarm.tale.swarm.genesis.slot_end_ms(3)
+    assert not peers[key("reader")].HasField("last_vote_slot")
+    members = {line.key: line for line in (await owner.members(wire.MembersRequest())).members}
+    assert [members[key(name)].last_vote_slot for name in FIVE] == [8, 8, 8, 3, 3]
+
+
 # ---- retire --------------------------------------------------------------------------------------------
 
 
