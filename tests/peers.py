@@ -42,14 +42,14 @@ class Node:
         identity.write_bytes(libp2p_identity_file(self.signing_key.seed, self.signing_key.public_key))
         self.store = WatchedStore(home / "blobs")
         self.cache = home / "peers.json"
+        given: dict[str, Any] = {"listen": LOOPBACK_LISTEN, "transfers": FAST, "dial_timeout_s": 3.0}
+        given |= settings
         self.network = PeerNetwork(
             key=self.signing_key,
             swarm=swarm,
             identity_path=identity,
             inbound=self,
-            settings=NetworkSettings(
-                **{"listen": LOOPBACK_LISTEN, "transfers": FAST, "dial_timeout_s": 3.0} | settings
-            ),
+            settings=NetworkSettings(**given),
             peer_cache_path=self.cache,
             is_member=lambda key: key in self.members,
             on_peer=lambda key, connected: self.changes.append((key, connected)),
