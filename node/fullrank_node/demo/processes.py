@@ -28,6 +28,9 @@ STOP_TIMEOUT_S = 10.0
 CALL_TIMEOUT_S = 30.0
 """The daemon answers in milliseconds; on a machine short of processors, in seconds."""
 
+DEATH_S = 2.0
+"""How long after a broken call the end of a dead process may take to be known."""
+
 POLL_S = 0.2
 
 TAIL_LINES = 12
@@ -110,9 +113,16 @@ class DemoNode:
         """Call a method of the control service.
 
         Raises:
-            NodeError: The node refuses or does not answer.
+            NodeError: The node refuses, does not answer, or ended meanwhile, with the end of its log then.
         """
-        return await asyncio.to_thread(lambda: getattr(self.client(), method)(**arguments))
+        try:
+            return await asyncio.to_thread(lambda: getattr(self.client(), method)(**arguments))
+        except NodeError:
+            if self.process is not None:  # A broken connection is the first that is heard of a death.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.process.wait(), DEATH_S)
+            self.require_well()
+            raise
 
     def client(self) -> "ControlClient":
         """The connection to the daemon; blocks while it is made."""
