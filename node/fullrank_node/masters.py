@@ -1,6 +1,6 @@
 """Which float32 masters are kept, and how missing or damaged ones are made again.
 
-Kept are those of the genesis, of the final checkpoint and of everything above it. The masters of any
+Kept are those of the genesis, of the final checkpoint and of the newest above it. The masters of any
 other checkpoint are replayed from the nearest ancestor that still has them: the deltas are in the store, or
 at peers. Whoever reads a master hashes it; a damaged one is forgotten here together with every checkpoint that
 shares it, and made again: from a snapshot on this disk, from the log, and those of the genesis from the base.
@@ -25,6 +25,9 @@ from fullrank_protocol.round_io import Merge, MergeEntry, MergeKey
 from fullrank_protocol.round_state import RoundState
 
 log = logging.getLogger(__name__)
+
+KEPT_NEWEST = 4
+"""Checkpoints above the final one whose masters are kept: in a stall of days, there would be hundreds."""
 
 T = TypeVar("T")
 
@@ -67,6 +70,7 @@ class Masters:
         self._remake_base = remake_base
         self._kept: set[bytes] = set()
         self._making = asyncio.Lock()
+        self._is_due = False
         self.network: Network | None = None
 
     @contextlib.contextmanager
@@ -125,24 +129,47 @@ class Masters:
         return bool(spoilt)
 
     def collect(self, state: RoundState) -> None:
-        """Delete masters that neither the genesis, the final checkpoint nor anything above it needs."""
-        tree = state.tree
-        keep = {tree.root.id, tree.final.checkpoint, tree.head().id, *self._kept}
-        stack = [tree.final.checkpoint]
-        while stack:
-            node = tree.nodes[stack.pop()]
-            keep.add(node.state.id)
-            stack.extend(node.children)
-        if state.training is not None:
-            keep.add(state.training.checkpoint)
-        if state.arrival.sought is not None:  # Its masters are being written, and no manifest names them yet.
+        """Delete masters that neither the genesis, the final checkpoint nor the newest above it need; now or soon."""
+        self._is_due = True
+        self.collect_if_due(state)
+
+    def collect_if_due(self, state: RoundState, *, merged: MergeKey | None = None) -> None:
+        """Make up for a collection that had to be put off.
+
+        A merge under way writes files that no manifest names yet. On a slow machine there is always one when
+        something becomes final, so whoever carries merges out asks again after each.
+
+        Args:
+            state: Of this node.
+            merged: A merge that has just ended, of which `state` does not know yet.
+        """
+        is_writing = any(retry == 0 for key, retry in state.merging.items() if key != merged)
+        # The masters of a snapshot are not named either while they are being written.
+        if not self._is_due or is_writing or state.arrival.sought is not None:
             return
-        if state.proposal is not None or any(retry == 0 for retry in state.merging.values()):
-            return
+        self._is_due = False
+        keep = self._needed(state)
         self._store.forget_manifests(keep=keep)
-        used = self._merger.forget(keep=state.merges)
+        merges = [*state.merges, *([merged] if merged is not None else [])]
+        used = self._merger.forget(keep=[key for key in merges if key.parent in keep])
         used |= {sha256 for manifest in self._store.manifests().values() for sha256 in manifest.values()}
         self._files.collect(used)
+
+    def _needed(self, state: RoundState) -> set[bytes]:
+        tree = state.tree
+        above: list[tuple[int, bytes]] = []
+        stack = [*tree.nodes[tree.final.checkpoint].children]
+        while stack:
+            node = tree.nodes[stack.pop()]
+            above.append((node.state.slot, node.state.id))
+            stack.extend(node.children)
+        newest = (checkpoint for _, checkpoint in sorted(above)[-KEPT_NEWEST:])
+        keep = {tree.root.id, tree.final.checkpoint, tree.head().id, *self._kept, *newest}
+        if state.training is not None:
+            keep.add(state.training.checkpoint)
+        if state.proposal is not None:
+            keep.add(state.proposal.key.parent)
+        return keep
 
     async def _make_base(self, genesis: bytes, *, again: bool) -> None:
         if self._remake_base is None or again:

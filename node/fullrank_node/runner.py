@@ -427,15 +427,18 @@ class Runner:
                 action.key.parent, self.state, lambda parent: self.merger.merge(action, parent_manifest=parent)
             )
         except MergeRejectedError as error:
+            self.masters.collect_if_due(self.state, merged=action.key)
             self.feed(io.MergeFailed(key=action.key, rule=error.rule, detail=error.detail))
         except NodeError as error:
             self.warnings["merge"] = str(error)
             for entry in action.entries:
                 await asyncio.to_thread(self.store.blobs.drop_spoilt, entry.contribution.blob.id)
             log.warning("A merge could not be carried out here: %s", error)
+            self.masters.collect_if_due(self.state, merged=action.key)
             self.feed(io.MergeFailed(key=action.key, rule=None, detail=str(error)))
         else:
             self.warnings.pop("merge", None)
+            self.masters.collect_if_due(self.state, merged=action.key)
             self.feed(merged)
 
     async def _train(self, action: io.Train) -> None:

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chains import key
 from loop_swarm import LoopNode, LoopSwarm, loop_swarm, make_genesis, some_delta
 from peers import until
 
 from fullrank_node.errors import NodeError
+from fullrank_node.masters import KEPT_NEWEST
 from fullrank_node.model.master import MasterStore
 from fullrank_protocol.chain import ChainState
+from fullrank_protocol.round_io import MergeKey
 from fullrank_protocol.wire import objects_pb2 as wire
 
 
@@ -128,3 +131,66 @@ async def test_what_works_on_whole_weights_is_not_tried_again(tmp_path: Path) ->
             await masters.using(head.id, state, fail)
         assert tried == [tried[0]] * 3
         await until(lambda: nodes[0].store.manifest(head.id) == tried[0])
+
+
+def models_of(node: LoopNode) -> set[frozenset[str]]:
+    """The models of which a node has all files."""
+    here = {path.stem for path in node.home.masters_dir.glob("*.f32")}
+    return {frozenset(each.values()) for each in node.store.manifests().values() if here.issuperset(each.values())}
+
+
+def num_files(node: LoopNode) -> int:
+    return len(list(node.home.masters_dir.glob("*.f32")))
+
+
+async def test_old_weights_go_and_those_of_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+    async with two_rounds(tmp_path) as (swarm, nodes, _):
+        for number in range(2, 8):
+            await another_round(swarm, number)
+        await until(lambda: all(node.runner.state.tree.final.slot >= 7 for node in nodes))
+        for node in nodes:
+            most = 2 + KEPT_NEWEST  # Genesis and final checkpoint, and the newest above it.
+            assert len(models_of(node)) <= most
+            assert num_files(node) <= most * len(swarm.genesis.modules)
+            assert frozenset((node.store.manifest(node.head.id) or {}).values()) in models_of(node)
+
+
+async def test_a_collection_that_a_merge_puts_off_is_made_up_for_when_it_ends(tmp_path: Path) -> None:
+    async with two_rounds(tmp_path) as (swarm, nodes, _):
+        masters, state = nodes[0].runner.masters, nodes[0].runner.state
+        for number in range(2, 4):
+            await another_round(swarm, number)
+        stray = masters._files.write("a", np.zeros((48, 40), dtype=np.float32))  # type: ignore[attr-defined]
+        under_way = MergeKey(parent=state.tree.head().id, contribution_ids=(bytes(32),))
+        state.merging[under_way] = 0
+        masters.collect(state)
+        masters.collect_if_due(state)
+        assert MasterStore(nodes[0].home.masters_dir).path(stray).exists()
+        masters.collect_if_due(state, merged=under_way)
+        assert not MasterStore(nodes[0].home.masters_dir).path(stray).exists()
+        assert (nodes[0].store.manifest(nodes[0].head.id) or {}).keys() == {m.name for m in swarm.genesis.modules}
+        del state.merging[under_way]
+
+
+async def test_in_a_stall_only_the_newest_weights_are_kept(tmp_path: Path) -> None:
+    """Ada goes on alone; what she kept suffices to go on when the others are back."""
+    async with two_rounds(tmp_path) as (swarm, nodes, _):
+        ada, others = nodes[0], nodes[1:]
+        swarm.hub.alone.update({key("bob"), key("cyd")})
+
+        def time_passes_until(number: int) -> bool:
+            swarm.clock.time_ms += 200
+            return ada.head.round == number
+
+        for number in range(3, 3 + KEPT_NEWEST + 2):
+            ada.contribute(some_delta(swarm.genesis, f"alone {number}"))
+            await until(lambda number=number: time_passes_until(number))
+            ada.runner.masters.collect(ada.runner.state)
+        assert len(models_of(ada)) <= 2 + KEPT_NEWEST
+        swarm.hub.alone.clear()
+
+        def time_passes_until_all_agree() -> bool:
+            swarm.clock.time_ms += 200
+            return all(node.head == ada.head for node in others) and ada.runner.state.tree.final.slot > 3
+
+        await until(time_passes_until_all_agree)
