@@ -153,6 +153,7 @@ class Peers:
         self.servers: dict[bytes, StreamServer] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.seen: list[bytes] = []
+        self.num_streams = 0
         self._directory = directory
 
     def add(self, key: bytes, *, limits: StreamLimits | None = None) -> BlobStore:
@@ -170,6 +171,7 @@ class Peers:
     async def open_stream(self, key: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if key not in self.servers:
             raise PeerUnreachable("no address of the peer is known")
+        self.num_streams += 1
         ours, theirs = await _pair()
         task = asyncio.ensure_future(self.servers[key].serve(CYD, *theirs))
         self.tasks.add(task)
@@ -296,6 +298,39 @@ async def test_every_peers_reason_is_told_when_nobody_has_it(peers: Peers, tmp_p
         await peers.fetcher().fetch(ref, providers=[ADA, BOB], blobs=BlobStore(tmp_path / "own"))
     assert "is not here" in caught.value.reasons[ADA]
     assert caught.value.reasons[BOB] == "no address of the peer is known"
+
+
+async def test_a_provider_that_is_busy_is_asked_again(peers: Peers, tmp_path: Path) -> None:
+    """It answers one request at a time, and another one is being made."""
+    ref = peers.add(ADA, limits=StreamLimits(streams_per_peer=1)).put_bytes(b"wanted")
+    other = await peers.open_stream(ADA)
+    own = BlobStore(tmp_path / "own")
+    fetcher = peers.fetcher(limits=TransferLimits(busy_pause_s=0.01))
+    fetch = asyncio.ensure_future(fetcher.fetch(ref, providers=[ADA], blobs=own))
+    while peers.num_streams < 4:  # noqa: ASYNC110 - asked, and asked again.
+        await asyncio.sleep(0.01)
+    assert not fetch.done()
+    other[1].close()
+    await fetch
+    assert own.read(ref.id) == b"wanted"
+
+
+async def test_a_provider_that_stays_busy_is_given_up_with_its_reason(peers: Peers, tmp_path: Path) -> None:
+    ref = peers.add(ADA, limits=StreamLimits(streams_per_peer=0)).put_bytes(b"wanted")
+    fetcher = peers.fetcher(limits=TransferLimits(busy_pause_s=0.01, busy_timeout_s=0.1))
+    with pytest.raises(BlobUnavailable, match="too many requests at a time"):
+        await fetcher.fetch(ref, providers=[ADA], blobs=BlobStore(tmp_path / "own"))
+
+
+async def test_a_provider_of_many_small_blobs_is_not_asked_too_often(peers: Peers, tmp_path: Path) -> None:
+    """More blobs than it answers at once: whoever paces itself is never told that it is busy."""
+    blobs = peers.add(ADA, limits=StreamLimits(requests_per_second=400, burst=20))
+    refs = [blobs.put_bytes(bytes([number])) for number in range(60)]
+    fetcher = peers.fetcher(limits=TransferLimits(requests_per_second=200, burst=10))
+    own = BlobStore(tmp_path / "own")
+    await asyncio.gather(*(fetcher.fetch(ref, providers=[ADA], blobs=own) for ref in refs))
+    assert own.ids() == sorted(ref.id for ref in refs)
+    assert peers.num_streams == len(refs)
 
 
 async def test_a_slow_provider_is_left_for_a_quicker_one_and_used_when_it_is_the_only_one(

@@ -7,14 +7,22 @@ the end of the stream. What has arrived stays on disk; the next provider goes on
 
 import asyncio
 import logging
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 from fullrank_node.network.asking import OpenStream, ask, request_peer, short
 from fullrank_node.network.frames import PIECE_BYTES
-from fullrank_node.network.interface import BlobStore, BlobUnavailable, BlobWriter, NetworkError, PeerUnreachable
-from fullrank_node.network.limits import Traffic, TransferLimits
+from fullrank_node.network.interface import (
+    BlobStore,
+    BlobUnavailable,
+    BlobWriter,
+    NetworkError,
+    PeerFailure,
+    PeerUnreachable,
+)
+from fullrank_node.network.limits import RateLimiter, Traffic, TransferLimits
 from fullrank_protocol.blob import BlobRef, check_header, chunk_size
 from fullrank_protocol.errors import RejectError
 from fullrank_protocol.wire import peer_pb2
@@ -111,6 +119,7 @@ class BlobFetcher:
         self._connected = connected
         self._limits = limits
         self._traffic = traffic
+        self._pace = RateLimiter(per_second=limits.requests_per_second, burst=limits.burst, now=time.monotonic)
         self._transfers = asyncio.Semaphore(limits.concurrent)
         self._locks: weakref.WeakValueDictionary[bytes, asyncio.Lock] = weakref.WeakValueDictionary()
 
@@ -131,17 +140,24 @@ class BlobFetcher:
     async def _fetch(self, ref: BlobRef, providers: Sequence[bytes], blobs: BlobStore) -> None:
         download = _Download(ref, blobs)
         patient = False
+        loop = asyncio.get_running_loop()
+        gives_up_at = loop.time() + self._limits.busy_timeout_s
         try:
             while True:
-                before = download.num_written
+                before, download.busy = download.num_written, False
                 named = self._usable(providers)
                 if await self._try_each(named, download, patient=patient):
                     return
                 others = await self._holders(ref, self._usable(self._connected(), without=named))
                 if await self._try_each(others, download, patient=patient):
                     return
-                if download.num_written == before and (patient or not download.slow):
-                    break  # Nobody gave a chunk, and nobody is left who was only slow.
+                if download.num_written != before:
+                    gives_up_at = loop.time() + self._limits.busy_timeout_s
+                elif download.busy and loop.time() < gives_up_at:
+                    await asyncio.sleep(self._limits.busy_pause_s)
+                    continue
+                elif patient or not download.slow:
+                    break  # Nobody gave a chunk, and nobody is left who was only slow or busy.
                 patient = True
         finally:
             await download.close()
@@ -159,6 +175,7 @@ class BlobFetcher:
         request = self._prepare(peer_pb2.Request(has_blobs=peer_pb2.HasBlobs(ids=[ref.id])))
 
         async def has(peer: bytes) -> bool:
+            await self._turn(peer)
             try:
                 response = await request_peer(self._open_stream, peer, request, timeout_s=_HAS_BLOBS_TIMEOUT_S)
             except NetworkError:
@@ -168,6 +185,11 @@ class BlobFetcher:
         asked = peers[:MAX_ASKED_PEERS]
         answers = await asyncio.gather(*(has(peer) for peer in asked))
         return [peer for peer, answer in zip(asked, answers, strict=True) if answer]
+
+    async def _turn(self, peer: bytes) -> None:
+        """Returns when `peer` may be asked once more: who asks too often is told that the peer is busy."""
+        while not self._pace.allow(peer):  # noqa: ASYNC110 - tokens come with time, and nobody tells.
+            await asyncio.sleep(1 / self._limits.requests_per_second)
 
     async def _try_each(self, peers: Sequence[bytes], download: "_Download", *, patient: bool) -> bool:
         """Whether one of `peers` completed the blob."""
@@ -181,6 +203,7 @@ class BlobFetcher:
             except NetworkError as error:
                 download.reasons[peer] = str(error)
                 download.slow |= isinstance(error, TooSlowError)
+                download.busy |= isinstance(error, PeerFailure) and error.code == peer_pb2.Failure.BUSY
                 logger.debug("Blob %s from peer %s: %s", download.ref.id.hex(), short(peer), error)
             else:
                 return True
@@ -191,6 +214,7 @@ class BlobFetcher:
         runs = runs_of(download.missing()) if download.begun else [(0, 0)]
         while runs:
             first, count = runs[0]
+            await self._turn(peer)
             try:
                 async with asyncio.timeout(self._limits.open_timeout_s):
                     reader, writer = await self._open_stream(peer)
@@ -255,6 +279,7 @@ class _Download:
         self.ref = ref
         self.num_written = 0
         self.slow = False
+        self.busy = False
         self.reasons: dict[bytes, str] = {}
         self._blobs = blobs
         self._writer: BlobWriter | None = None

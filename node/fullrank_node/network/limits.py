@@ -50,6 +50,11 @@ class TransferLimits:
         window_s: Over which speed is measured.
         min_bytes_per_s: Below it another provider is tried.
         min_bytes_per_s_alone: Below it even the only provider is given up: a chunk would take over four minutes.
+        requests_per_second: Sustained requests for blobs to one peer: half of what peers answer, so that a replay of
+            many small deltas leaves the other half to everything else.
+        burst: Requests for blobs that may be made of one peer at once.
+        busy_pause_s: After this, a peer that said it was busy is asked again.
+        busy_timeout_s: Peers that are busy for so long count as those that do not give the blob.
     """
 
     concurrent: int = 4
@@ -59,6 +64,10 @@ class TransferLimits:
     window_s: float = 10.0
     min_bytes_per_s: int = 64 << 10
     min_bytes_per_s_alone: int = 4 << 10
+    requests_per_second: float = 25.0
+    burst: int = 50
+    busy_pause_s: float = 1.0
+    busy_timeout_s: float = 30.0
 
 
 class Quota:
