@@ -15,6 +15,7 @@ from swarms import id_of
 
 from fullrank_node.errors import NodeError
 from fullrank_node.network.asking import ask
+from fullrank_node.network.frames import encode_frame, read_message
 from fullrank_node.network.interface import BlobUnavailable, NetworkError, OtherSwarm, PeerFailure, PeerUnreachable
 from fullrank_node.network.serving import stream_protocol
 from fullrank_protocol.blob import BlobRef
@@ -116,9 +117,9 @@ async def test_a_peer_of_another_version_is_named_as_such(tmp_path: Path) -> Non
     ada, bob = Node("ada", tmp_path), Node("bob", tmp_path)
     refusal = peer_pb2.Response(failure=peer_pb2.Failure(code=peer_pb2.Failure.WRONG_VERSION, protocol_version=2))
 
-    async def serve(_peer: bytes, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        data = refusal.SerializeToString()
-        writer.write(len(data).to_bytes(4, "little") + data)
+    async def serve(_peer: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader, peer_pb2.Request, max_bytes=1000)  # Closed unread, a stream may break instead.
+        writer.write(encode_frame(refusal))
         await writer.drain()
         writer.close()
 
