@@ -1,14 +1,13 @@
 """Fills the gaps of an archive, and says whether it is one (protocol section 10).
 
-Who arrives by a snapshot lacks the deltas below it, and who becomes an archive later has removed some. An archive
-fetches them, one at a time, and tells others that it is one only while it has every delta of its final chain: they
-would look here for what is nowhere else.
+Who arrives by a snapshot lacks the deltas below it, who becomes an archive later has removed some, and a disk may
+spoil any. An archive fetches them, one at a time, and tells others that it is one only while it has every delta of
+its final chain: they would look here for what is nowhere else.
 """
 
 import asyncio
 import logging
 
-from fullrank_node.blob_store import BlobStore
 from fullrank_node.errors import NodeError
 from fullrank_node.final_chain import FinalChain
 from fullrank_node.network.interface import BlobUnavailable
@@ -38,7 +37,8 @@ class Filling:
         self._runner = runner
         self._limit_bytes = limit_bytes
         self._chain = FinalChain(runner.state.tree)
-        self._lacking: dict[bytes, Contribution] = {}
+        self._decided: dict[bytes, Contribution] = {}
+        self._missed: set[bytes] = set()
         self._wake = asyncio.Event()
         runner.on_final.append(self._wake.set)
 
@@ -62,49 +62,52 @@ class Filling:
         Raises:
             NodeError: The disk is full.
         """
-        blobs = self._runner.store.blobs
         if self._chain.has_moved_away():
-            self._lacking.clear()
-        news = self._chain.news()
-        if news:
-            here = set(await asyncio.to_thread(blobs.ids))
-            self._lacking |= {each.blob.id: each for _, each in news if each.blob.id not in here}
-        self._tell()
-        if self._lacking and not self._is_arriving():
-            num_before = len(self._lacking)
-            await self._fetch(blobs)
-            log.info("Fetched %d old deltas, %d are missing.", num_before - len(self._lacking), len(self._lacking))
-            self._tell()
+            self._decided.clear()
+        self._decided |= {each.blob.id: each for _, each in self._chain.news()}
+        lacking = await asyncio.to_thread(self._find_lacking)
+        self._tell(len(lacking))
+        if lacking and not self._is_arriving():
+            num_fetched = await self._fetch(lacking)
+            log.info("Fetched %d old deltas, %d are missing.", num_fetched, len(lacking) - num_fetched)
+            self._tell(len(lacking) - num_fetched)
 
-    async def _fetch(self, blobs: BlobStore) -> None:
-        network, num_misses = self._runner.network, 0
+    def _find_lacking(self) -> list[Contribution]:
+        """What is not here, oldest first; last what nobody had the last time."""
+        here = set(self._runner.store.blobs.ids())
+        lacking = [each for blob_id, each in self._decided.items() if blob_id not in here]
+        return sorted(lacking, key=lambda each: each.blob.id in self._missed)
+
+    async def _fetch(self, lacking: list[Contribution]) -> int:
+        network, blobs = self._runner.network, self._runner.store.blobs
         assert network is not None
         used = await asyncio.to_thread(blobs.total_bytes)
-        for blob_id, contribution in list(self._lacking.items()):
+        num_fetched = num_missed = 0
+        for contribution in lacking:
             used += contribution.blob.num_bytes
-            if num_misses == MAX_MISSES or (self._limit_bytes is not None and used > self._limit_bytes):
-                return
-            del self._lacking[blob_id]
+            if num_missed == MAX_MISSES or (self._limit_bytes is not None and used > self._limit_bytes):
+                break
             try:
                 providers = [*self._runner.exchange.archives, contribution.member]
                 await network.fetch_blob(contribution.blob, providers=providers, blobs=blobs)
             except BlobUnavailable:
-                num_misses += 1
-                self._lacking[blob_id] = contribution  # Behind the others.
-            except BaseException:
-                self._lacking[blob_id] = contribution
-                raise
+                num_missed += 1
+                self._missed.add(contribution.blob.id)
+            else:
+                num_fetched += 1
+                self._missed.discard(contribution.blob.id)
+        return num_fetched
 
     def _is_arriving(self) -> bool:
         """Whether much of what others have made final is not recomputed here yet."""
         state, tree = self._runner.state, self._runner.state.tree
         return state.arrival.sought is not None or tree.voted_final.slot > tree.final.slot + RECENT_SLOTS
 
-    def _tell(self) -> None:
-        self._runner.exchange.is_archive = not self._lacking and not self._is_arriving()
-        if self._lacking:
+    def _tell(self, num_lacking: int) -> None:
+        self._runner.exchange.is_archive = not num_lacking and not self._is_arriving()
+        if num_lacking:
             self._runner.warnings["archive"] = (
-                f"this archive lacks {len(self._lacking)} old deltas, and is none before it has them: it asks its peers"
+                f"this archive lacks {num_lacking} old deltas, and is none before it has them: it asks its peers"
             )
         else:
             self._runner.warnings.pop("archive", None)

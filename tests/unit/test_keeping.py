@@ -217,6 +217,20 @@ def test_a_final_chain_is_told_anew_where_the_root_chose_another() -> None:
     assert not chain.has_moved_away()
 
 
+async def test_an_archive_fetches_again_what_its_disk_has_spoilt(swarm: LoopSwarm) -> None:
+    await live(swarm, rounds=3)
+    ada = swarm.nodes[0]
+    filling = Filling(runner=ada.runner, limit_bytes=None)
+    await filling.look()
+    blob = chain_of(ada)[0].accepted[0].contribution.blob.id
+    ada.blobs.path(blob).write_bytes(b"spoilt")
+    with pytest.raises(KeyError):
+        ada.blobs.read(blob)
+    await filling.look()
+    assert ada.blobs.read(blob)
+    assert is_archive(ada)
+
+
 async def test_an_archive_remains_one_while_a_checkpoint_of_the_last_slot_is_recomputed(
     swarm: LoopSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
