@@ -86,11 +86,11 @@ class RunningDemo:
         return found
 
     def nodes(self) -> dict[str, psutil.Process]:
-        """The daemons by the name of their node."""
+        """The daemons by the name of their node; a child that has not begun its own program yet looks like one."""
         found = {}
         for process in self.processes():
             arguments = process.cmdline()
-            if "fullrank_node.daemon" in arguments:
+            if "fullrank_node.daemon" in arguments and process.ppid() == self.process.pid:
                 found[Path(arguments[arguments.index("--home") + 1]).name] = process
         return found
 
