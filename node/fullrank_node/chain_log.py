@@ -10,13 +10,12 @@ from fullrank_node.clock import Clock
 from fullrank_node.history import ContributionRow, RoundRow, SwitchRow
 from fullrank_node.store import Store
 from fullrank_protocol.chain import ChainState, common_ancestor
-from fullrank_protocol.checkpoint import Checkpoint
+from fullrank_protocol.checkpoint import Checkpoint, contributions
 from fullrank_protocol.contribution import Contribution, open_contribution
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import ProtocolError, Rule
 from fullrank_protocol.fork_choice import Node
 from fullrank_protocol.round_state import RoundState
-from fullrank_protocol.verifying import contributions
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
 """Follows a node's final chain: what has become final since the last look."""
 
 from fullrank_protocol.chain import Mark, is_ancestor
+from fullrank_protocol.checkpoint import contributions
 from fullrank_protocol.contribution import Contribution
 from fullrank_protocol.fork_choice import Tree
-from fullrank_protocol.verifying import contributions
 
 
 class FinalChain:

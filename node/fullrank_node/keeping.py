@@ -12,10 +12,10 @@ from fullrank_node.node_keys import verdict_key
 from fullrank_node.restoring import stored_snapshots
 from fullrank_node.retention import Holdings, Plan, is_snapshot_due, plan_removal
 from fullrank_node.runner import Runner
+from fullrank_protocol.checkpoint import contributions
 from fullrank_protocol.contribution import Contribution, open_contribution
 from fullrank_protocol.round_state import ANY_HEAD
 from fullrank_protocol.snapshot import Snapshot, num_elements
-from fullrank_protocol.verifying import contributions
 from fullrank_protocol.wire import objects_pb2 as wire
 
 log = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ class Keeper:
 
     def _own_waiting(self) -> Iterable[Contribution]:
         """Own contributions that nobody knows of yet: their author is about to be admitted."""
-        for envelope in list(self._state.parked.get(ANY_HEAD, [])):
+        for envelope in self._state.parked.waiting_for(ANY_HEAD):
             if envelope.type == wire.CONTRIBUTION and envelope.public_key == self._runner.key.public_key:
                 yield open_contribution(envelope, self._genesis)
 

@@ -74,7 +74,7 @@ def status_reply(node: "Node") -> wire.StatusReply:
         _add_chain(reply, runner)
         _add_own(reply, runner)
         reply.warnings.extend(runner.warnings.values())
-        if runner.state.parked.get(FUTURE):
+        if FUTURE in runner.state.parked:
             reply.warnings.append("checkpoints arrive from the future: this machine's clock is behind the swarm's")
     if node.trouble is not None:
         reply.warnings.append(node.trouble)

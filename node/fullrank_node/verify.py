@@ -36,8 +36,8 @@ from fullrank_node.restoring import restored_state
 from fullrank_node.runner import Runner
 from fullrank_node.standing import Standing, standing_of
 from fullrank_node.store import Store
+from fullrank_protocol.checkpoint import contributions
 from fullrank_protocol.genesis import Genesis
-from fullrank_protocol.verifying import contributions
 
 HOLD_ATTEMPTS = 3
 """How often a replay tries to keep hold of the deltas it reads while a daemon on the same home removes old ones."""

@@ -7,13 +7,14 @@ deltas below it wait. A snapshot that holds makes its checkpoint and all before 
 import math
 from collections.abc import Iterator
 
+from fullrank_protocol.checkpoint import contributions
 from fullrank_protocol.duties import forget_old
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.fork_choice import Node
 from fullrank_protocol.round_io import Action, Drop, FetchSnapshot, SnapshotRefused, Verified
 from fullrank_protocol.round_state import DeltaStatus, RoundState, note_if_beside
 from fullrank_protocol.snapshot import Offer, Snapshot, fewest_bytes
-from fullrank_protocol.verifying import contributions, merge_key
+from fullrank_protocol.verifying import merge_key
 
 CATCH_UP_MS = 60_000
 """Old deltas wait at most this long while a neighbour tells what it has; ten thousand checkpoints take seconds."""

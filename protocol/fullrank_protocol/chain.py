@@ -216,15 +216,25 @@ def contribution_staleness(
     base = lookup(contribution.base_checkpoint)
     if base is None:
         raise IgnoreError(f"base checkpoint {contribution.base_checkpoint.hex()[:12]} is not known")
-    if base.slot != contribution.base_slot:
-        raise RejectError(Rule.SLOT, f"says base slot {contribution.base_slot}, its base is of slot {base.slot}")
-    ancestor = common_ancestor(base, parent, lookup=lookup)
+    check_base_slot(contribution, base)
+    oldest = parent.round - genesis.rule.max_staleness_rounds
+    ancestor = common_ancestor(base, parent, lookup=lookup, oldest_round=oldest)
     staleness = parent.round - ancestor.round
     if staleness > genesis.rule.max_staleness_rounds:
         raise RejectError(
             Rule.STALE, f"is {staleness} rounds old, at most {genesis.rule.max_staleness_rounds} are accepted"
         )
     return staleness, ancestor.round
+
+
+def check_base_slot(contribution: Contribution, base: ChainState) -> None:
+    """Refuses a contribution that names another slot than its base has.
+
+    Raises:
+        RejectError: With `Rule.SLOT`.
+    """
+    if base.slot != contribution.base_slot:
+        raise RejectError(Rule.SLOT, f"says base slot {contribution.base_slot}, its base is of slot {base.slot}")
 
 
 def check_contributor(contribution: Contribution, parent: ChainState, *, genesis: Genesis) -> bool:
@@ -251,9 +261,15 @@ def is_ancestor(mark: Mark, of: ChainState, *, lookup: Lookup) -> bool:
     return state is not None and state.id == mark.checkpoint
 
 
-def common_ancestor(a: ChainState, b: ChainState, *, lookup: Lookup) -> ChainState:
-    """The newest checkpoint on both chains."""
+def common_ancestor(a: ChainState, b: ChainState, *, lookup: Lookup, oldest_round: int = 0) -> ChainState:
+    """The newest checkpoint on both chains; where its round is below `oldest_round`, some checkpoint of such a round.
+
+    Whoever asks only about the newest rounds need not walk back to the genesis for everything that refers to it.
+    """
     while a.id != b.id:
+        older_round = a if a.round < b.round else b
+        if older_round.round < oldest_round:
+            return older_round
         older = a if a.slot >= b.slot else b
         assert older.parent is not None
         step = lookup(older.parent)
@@ -292,6 +308,16 @@ def check_vote(vote: Vote, target: ChainState) -> None:
         raise RejectError(Rule.VOTE, f"{vote.voter.hex()[:12]} is no certifier for this target")
 
 
+def check_proposer(proposer: bytes, parent: ChainState) -> None:
+    """Only certifiers at its parent sign a checkpoint.
+
+    Raises:
+        RejectError: With `Rule.MEMBERSHIP`.
+    """
+    if proposer not in parent.members.certifiers:
+        raise RejectError(Rule.MEMBERSHIP, f"proposer {proposer.hex()[:12]} is no certifier")
+
+
 def _check_place(parent: ChainState, checkpoint: Checkpoint) -> None:
     if checkpoint.parent != parent.id:
         raise RejectError(Rule.PARENT, "does not name this parent")
@@ -300,8 +326,7 @@ def _check_place(parent: ChainState, checkpoint: Checkpoint) -> None:
     is_normal = checkpoint.kind == CheckpointKind.NORMAL
     if checkpoint.round != parent.round + is_normal:
         raise RejectError(Rule.ROUND, f"says round {checkpoint.round}, required is {parent.round + is_normal}")
-    if checkpoint.proposer not in parent.members.certifiers:
-        raise RejectError(Rule.MEMBERSHIP, f"proposer {checkpoint.proposer.hex()[:12]} is no certifier")
+    check_proposer(checkpoint.proposer, parent)
     if checkpoint.kind == CheckpointKind.CORRECTION:
         raise RejectError(Rule.POLICY, "rule version 1 defines no corrections")
     if not is_normal and parent.model_digest and checkpoint.model_digest != parent.model_digest:

@@ -140,31 +140,41 @@ def make_checkpoint(
     return seal(key, swarm=swarm, type=wire.CHECKPOINT, message=message)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a checkpoint says that it belongs, read before anything inside it is opened."""
+
+    parent: bytes
+    slot: int
+
+
+def contributions(checkpoint: Checkpoint) -> list[Contribution]:
+    """What a checkpoint decides on: accepted, then refused."""
+    return [a.contribution for a in checkpoint.accepted] + [r.contribution for r in checkpoint.refused]
+
+
+def open_place(envelope: Envelope, genesis: Genesis) -> Place:
+    """Checks a checkpoint's own fields and counts; the objects inside, which take long, stay closed.
+
+    Raises:
+        RejectError: Naming the first rule broken.
+    """
+    message = _read(envelope, genesis)
+    return Place(parent=message.parent, slot=message.slot)
+
+
 def open_checkpoint(envelope: Envelope, genesis: Genesis) -> Checkpoint:
     """Checks form, sizes, order and every object inside.
 
     Raises:
         RejectError: Naming the first rule broken, also by an object inside.
     """
-    size = len(envelope.encode())
-    if size > genesis.limits.max_checkpoint_bytes:
-        raise RejectError(
-            Rule.SIZE, f"the checkpoint has {size} bytes, at most {genesis.limits.max_checkpoint_bytes} allowed here"
-        )
-    message = decode_payload(envelope, wire.Checkpoint)
-    check_swarm(envelope, genesis)
-    kind = _kind(message)
-    require_present(message, ["update_norm"], what="the checkpoint")
-    check_id(message.parent, what="the parent")
-    check_id(message.model_digest, what="the model digest")
-    check_range(message.slot, 1, limits.MAX_SLOT, what="the slot", rule=Rule.SLOT)
-    check_range(message.round, 0, message.slot, what="the round", rule=Rule.ROUND)
-    _check_counts(message, max_accepted=genesis.rule.max_contributions)
+    message = _read(envelope, genesis)
     accepted = tuple(_accepted(entry, genesis=genesis) for entry in message.accepted)
     refused = tuple(_refused(entry, genesis=genesis) for entry in message.refused)
     checkpoint = Checkpoint(
         id=envelope.id,
-        kind=kind,
+        kind=CheckpointKind(message.kind),
         parent=message.parent,
         slot=message.slot,
         round=message.round,
@@ -184,9 +194,27 @@ def open_checkpoint(envelope: Envelope, genesis: Genesis) -> Checkpoint:
     return checkpoint
 
 
-def _kind(message: wire.Checkpoint) -> CheckpointKind:
+def _read(envelope: Envelope, genesis: Genesis) -> wire.Checkpoint:
+    size = len(envelope.encode())
+    if size > genesis.limits.max_checkpoint_bytes:
+        raise RejectError(
+            Rule.SIZE, f"the checkpoint has {size} bytes, at most {genesis.limits.max_checkpoint_bytes} allowed here"
+        )
+    message = decode_payload(envelope, wire.Checkpoint)
+    check_swarm(envelope, genesis)
+    _check_known_kind(message)
+    require_present(message, ["update_norm"], what="the checkpoint")
+    check_id(message.parent, what="the parent")
+    check_id(message.model_digest, what="the model digest")
+    check_range(message.slot, 1, limits.MAX_SLOT, what="the slot", rule=Rule.SLOT)
+    check_range(message.round, 0, message.slot, what="the round", rule=Rule.ROUND)
+    _check_counts(message, max_accepted=genesis.rule.max_contributions)
+    return message
+
+
+def _check_known_kind(message: wire.Checkpoint) -> None:
     try:
-        return CheckpointKind(message.kind)
+        CheckpointKind(message.kind)
     except ValueError as error:
         raise RejectError(Rule.SCHEMA, f"the checkpoint kind {message.kind} is not known") from error
 

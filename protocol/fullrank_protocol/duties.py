@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 
 from fullrank_protocol.chain import ChainState, common_ancestor, contribution_staleness
+from fullrank_protocol.checkpoint import contributions
 from fullrank_protocol.errors import IgnoreError, RejectError
 from fullrank_protocol.genesis import Policy
 from fullrank_protocol.intake import release
+from fullrank_protocol.left_behind import leave_behind, look_again
 from fullrank_protocol.membership import ROLE_CERTIFY, ROLE_CONTRIBUTE
 from fullrank_protocol.proposing import Choice, build_checkpoint, choose_contributions, choose_records, turn_ms
 from fullrank_protocol.round_io import (
@@ -23,7 +25,7 @@ from fullrank_protocol.round_io import (
     Train,
 )
 from fullrank_protocol.round_state import ANY_HEAD, Candidate, DeltaStatus, Proposal, RoundState, offer, withdraw
-from fullrank_protocol.verifying import contributions, merge, unverified
+from fullrank_protocol.verifying import merge, unverified
 from fullrank_protocol.vote import Vote
 from fullrank_protocol.wire import objects_pb2 as wire
 
@@ -90,18 +92,23 @@ def _offer_again(state: RoundState, left: ChainState) -> None:
             offer(state, Candidate(contribution, received_at_ms=state.now_ms))
 
 
-def finalise(state: RoundState) -> Iterator[Action]:
+def finalise(state: RoundState, now_ms: int) -> Iterator[Action]:
     """Tell what has become irrevocable; stop and say so when two conflicting checkpoints have, until one is chosen."""
     tree = state.tree
     adopt_choice(state)
     if tree.conflict is not None:
+        look_again(state, now_ms)
         if not state.alarmed:
             state.alarmed = True
             yield Alarm(ours=tree.conflict[0], theirs=tree.conflict[1])
         return
+    before = state.finalised
     if state.alarmed:
         state.alarmed = False
+        before = tree.root.here
         yield Settled(final=tree.final)
+    if tree.final != before:
+        leave_behind(state, before)
     if tree.final != state.finalised:
         state.finalised = tree.final
         forget_old(state)

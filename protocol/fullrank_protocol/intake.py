@@ -4,88 +4,124 @@ An object whose base, parent, target or grant is not known yet is parked under w
 taken up again when that arrives. A faulty one is dropped with the rule it breaks.
 """
 
+import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import NoReturn
 
-from fullrank_protocol.chain import check_contributor, contribution_staleness
-from fullrank_protocol.checkpoint import Checkpoint, open_checkpoint
+from fullrank_protocol.chain import (
+    check_base_slot,
+    check_contributor,
+    contribution_staleness,
+)
+from fullrank_protocol.checkpoint import Checkpoint, contributions
 from fullrank_protocol.contribution import open_contribution
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import IgnoreError, RejectError, Rule
 from fullrank_protocol.fork_choice import Offence
-from fullrank_protocol.limits import CLOCK_TOLERANCE_MS, MAX_REFUSALS
-from fullrank_protocol.proposing import opens_ms
-from fullrank_protocol.records import root_action_id
+from fullrank_protocol.left_behind import is_left_behind, open_up
+from fullrank_protocol.limits import ID_BYTES, MAX_REFUSALS
+from fullrank_protocol.membership import ROOT_TYPES, open_record
+from fullrank_protocol.parking import STRANGERS
+from fullrank_protocol.records import check_invitation, root_action_id
 from fullrank_protocol.round_io import Action, Drop, FetchObjects, Keep, SignEvidence
 from fullrank_protocol.round_state import (
     ANY_HEAD,
     ASK_AGAIN_MS,
-    FUTURE,
-    MAX_CHECKPOINTS_PER_TURN,
-    MAX_PARKED,
+    MAX_ASKED,
+    MAX_ASKED_FOR_ONE,
+    MAX_RECORDS_OF_ONE,
+    MAX_REFUSED,
     Candidate,
     RoundState,
     note_if_beside,
     offer,
 )
 from fullrank_protocol.snapshot import open_snapshot
-from fullrank_protocol.verifying import carried, contributions
+from fullrank_protocol.verifying import carried
 from fullrank_protocol.vote import Vote, open_choice, open_evidence, open_refusal, open_vote
 from fullrank_protocol.wire import objects_pb2 as wire
+from fullrank_protocol.worth import HereError, ParkedError, place
 
 
 def receive(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
-    """Place one object where it belongs, park it, or say why not."""
-    if envelope.id in state.known:
+    """Place one object where it belongs, park it, or say why not; then what waited for it, and for that."""
+    due = deque([envelope])
+    while due:  # Not by recursion: whoever sends a long chain backwards must not break the stack.
+        arrived: list[bytes] = []
+        yield from _receive_one(state, due.popleft(), now_ms, arrived)
+        for waited_for in arrived:
+            due.extend(state.parked.pop(waited_for))
+
+
+def release(state: RoundState, waited_for: bytes, now_ms: int) -> Iterator[Action]:
+    """Take up again what waited for something that is here now."""
+    for envelope in state.parked.pop(waited_for):
+        yield from receive(state, envelope, now_ms)
+
+
+def _receive_one(state: RoundState, envelope: Envelope, now_ms: int, arrived: list[bytes]) -> Iterator[Action]:
+    if state.has(envelope.id):
         return
     handler = _HANDLERS.get(envelope.type)
     if handler is None:
-        yield Drop(envelope=envelope, rule=Rule.SCHEMA, detail=f"is of type {envelope.type}, which nobody keeps")
+        detail = f"is of type {envelope.type}, which nobody keeps"
+        yield Drop(envelope=envelope, rule=Rule.SCHEMA, detail=detail, blames_sender=True)
         return
     try:
         actions = list(handler(state, envelope, now_ms))
-    except _ParkedError as parked:
-        if _park(state, parked.waits_for, envelope) and len(parked.waits_for) == 32:
-            yield from ask(state, [parked.waits_for], now_ms)
+    except ParkedError as parked:
+        yield from _park(state, parked.waits_for, envelope, now_ms)
         return
     except RejectError as error:
-        state.known.add(envelope.id)
-        yield Drop(envelope=envelope, rule=error.rule, detail=error.detail)
+        _remember_refused(state, envelope.id)
+        blames_sender = not isinstance(error, HereError)
+        yield Drop(envelope=envelope, rule=error.rule, detail=error.detail, blames_sender=blames_sender)
         return
     except IgnoreError as error:
         yield Drop(envelope=envelope, rule=None, detail=error.detail)
         return
     state.known.add(envelope.id)
     state.asked.pop(envelope.id, None)
+    arrived += [envelope.id, ANY_HEAD] if _HANDLERS[envelope.type] is _receive_record else [envelope.id]
     yield from actions
-    yield from release(state, envelope.id, now_ms)
 
 
-class _ParkedError(Exception):
-    def __init__(self, waits_for: bytes) -> None:
-        super().__init__()
-        self.waits_for = waits_for
+@contextlib.contextmanager
+def _as_things_stand() -> Iterator[None]:
+    try:
+        yield
+    except RejectError as error:
+        raise HereError(error.rule, error.detail) from error
 
 
-def _park(state: RoundState, waits_for: bytes, envelope: Envelope) -> bool:
-    queue = state.parked.setdefault(waits_for, [])
-    if any(other.id == envelope.id for other in queue):
-        return False
-    while state.num_parked >= MAX_PARKED:
-        oldest = next(iter(state.parked))
-        state.num_parked -= len(state.parked.pop(oldest))
-        queue = state.parked.setdefault(waits_for, [])
-    queue.append(envelope)
-    state.num_parked += 1
-    return True
+def _remember_refused(state: RoundState, object_id: bytes) -> None:
+    """Not to look at it again; only the newest, or whoever signs rubbish could fill the memory."""
+    state.known.add(object_id)
+    state.refused[object_id] = None
+    if len(state.refused) > MAX_REFUSED:
+        oldest = next(iter(state.refused))
+        del state.refused[oldest]
+        state.known.discard(oldest)
 
 
-def release(state: RoundState, waited_for: bytes, now_ms: int) -> Iterator[Action]:
-    """Take up again what waited for something that is here now."""
-    queue = state.parked.pop(waited_for, [])
-    state.num_parked -= len(queue)
-    for envelope in queue:
-        yield from receive(state, envelope, now_ms)
+def _park(state: RoundState, waits_for: bytes, envelope: Envelope, now_ms: int) -> Iterator[Action]:
+    """Set an object aside; what it refers to is asked for unless a stranger says so, or somebody who says much."""
+    owner = _owner(state, envelope.public_key)
+    is_here = state.parked.add(envelope, waits_for=waits_for, owner=owner)
+    if len(state.asked) > MAX_ASKED:
+        state.asked = {each: retry_ms for each, retry_ms in state.asked.items() if each in state.parked}
+    is_asked_for = owner != STRANGERS and state.parked.num_of(owner) <= MAX_ASKED_FOR_ONE
+    if is_here and len(waits_for) == ID_BYTES and is_asked_for:
+        yield from ask(state, [waits_for], now_ms)
+
+
+def _owner(state: RoundState, key: bytes) -> bytes:
+    """Whose share of the room for parked objects one of this key takes."""
+    tree = state.tree
+    known = (tree.head().members, tree.state(tree.voted_final.checkpoint).members)
+    if any(members.find(key) is not None or key in members.certifiers for members in known):
+        return key
+    return key if key == state.key or key in state.genesis.membership.root_keys else STRANGERS
 
 
 def ask(state: RoundState, ids: list[bytes], now_ms: int) -> Iterator[Action]:
@@ -98,36 +134,37 @@ def ask(state: RoundState, ids: list[bytes], now_ms: int) -> Iterator[Action]:
 
 def _receive_contribution(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
     contribution = open_contribution(envelope, state.genesis)
-    if state.tree.lookup(contribution.base_checkpoint) is None:
-        raise _ParkedError(contribution.base_checkpoint)
+    base = state.tree.lookup(contribution.base_checkpoint)
+    if base is None:
+        raise ParkedError(contribution.base_checkpoint)
     head = state.tree.head()
-    try:
-        check_contributor(contribution, head, genesis=state.genesis)
-    except RejectError as error:
-        if error.rule is Rule.MEMBERSHIP and not head.members.is_banned(contribution.member):
-            raise _ParkedError(ANY_HEAD) from error
-        raise
-    contribution_staleness(contribution, head, genesis=state.genesis, lookup=state.tree.lookup)
-    if (contribution.member, contribution.base_checkpoint) in state.offered:
-        raise RejectError(Rule.DUPLICATE, "is a second contribution of this member on the same base checkpoint")
+    with _as_things_stand():
+        try:
+            check_contributor(contribution, head, genesis=state.genesis)
+        except RejectError as error:
+            if error.rule is Rule.MEMBERSHIP and not head.members.is_banned(contribution.member):
+                raise ParkedError(ANY_HEAD) from error
+            raise
+    check_base_slot(contribution, base)
+    with _as_things_stand():
+        contribution_staleness(contribution, head, genesis=state.genesis, lookup=state.tree.lookup)
+        if (contribution.member, contribution.base_checkpoint) in state.offered:
+            raise RejectError(Rule.DUPLICATE, "is a second contribution of this member on the same base checkpoint")
     offer(state, Candidate(contribution, received_at_ms=now_ms))
     yield Keep(envelope=envelope, slot=max(state.genesis.slot_at(now_ms), 0))
 
 
 def _receive_checkpoint(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
-    checkpoint = open_checkpoint(envelope, state.genesis)
-    _set_aside_until_due(state, checkpoint, now_ms)
-    tree = state.tree
-    turn = (checkpoint.slot, checkpoint.proposer)
-    if state.num_in_turn.get(turn, 0) >= MAX_CHECKPOINTS_PER_TURN and not _is_referred_to(state, checkpoint):
-        raise IgnoreError(f"comes after {MAX_CHECKPOINTS_PER_TURN} others of its proposer and slot")
-    placed, offences = tree.add(checkpoint)
-    state.num_in_turn[turn] = state.num_in_turn.get(turn, 0) + 1
+    checkpoint, placed, offences = place(state, envelope, now_ms)
+    parent = state.tree.state(checkpoint.parent)
     state.first_seen_ms[checkpoint.id] = now_ms
-    if not note_if_beside(state, placed):
-        state.unverified[checkpoint.id] = now_ms
-    for contribution in contributions(checkpoint):
-        offer(state, Candidate(contribution, received_at_ms=now_ms))
+    if note_if_beside(state, placed):
+        pass  # The weights to recompute it from are not here.
+    elif is_left_behind(state, parent):
+        state.left_behind[checkpoint.id] = now_ms
+        _offer_what_counts(state, checkpoint, now_ms)
+    else:
+        open_up(state, checkpoint, now_ms, now_ms)
     for vote in checkpoint.votes:
         _note_own_vote(state, vote)
     yield from _take_records(state, checkpoint, now_ms)
@@ -139,6 +176,18 @@ def _receive_checkpoint(state: RoundState, envelope: Envelope, now_ms: int) -> I
     yield from _report(state, offences)
 
 
+def _offer_what_counts(state: RoundState, checkpoint: Checkpoint, now_ms: int) -> None:
+    """Deltas on a branch that was left may still count on the one that was kept, as stale ones."""
+    head = state.tree.head()
+    for contribution in contributions(checkpoint):
+        try:
+            check_contributor(contribution, head, genesis=state.genesis)
+            contribution_staleness(contribution, head, genesis=state.genesis, lookup=state.tree.lookup)
+        except RejectError:
+            continue
+        offer(state, Candidate(contribution, received_at_ms=now_ms))
+
+
 def _take_records(state: RoundState, checkpoint: Checkpoint, now_ms: int) -> Iterator[Action]:
     """If this branch loses, another one must carry them. Choices are heeded by those, too, who see them only here."""
     for record in checkpoint.records:
@@ -147,63 +196,25 @@ def _take_records(state: RoundState, checkpoint: Checkpoint, now_ms: int) -> Ite
             yield from receive(state, record, now_ms)
 
 
-def _is_referred_to(state: RoundState, checkpoint: Checkpoint) -> bool:
-    """Whether another certifier's vote or checkpoint waits for this one, or for one that waits for this one.
-
-    Then it may be what the swarm builds on.
-    """
-    certifiers = state.tree.head().members.certifiers - {checkpoint.proposer}
-    seen = {checkpoint.id}
-    open_ids = [checkpoint.id]
-    while open_ids:
-        for waiting in state.parked.get(open_ids.pop(), []):
-            if waiting.public_key in certifiers:
-                return True
-            if waiting.type == wire.CHECKPOINT and waiting.id not in seen:
-                seen.add(waiting.id)
-                open_ids.append(waiting.id)
-    return False
-
-
-def _set_aside_until_due(state: RoundState, checkpoint: Checkpoint, now_ms: int) -> None:
-    """Park it until its slot has ended, what it refers to is here, and its proposer's turn has come."""
-    ends_ms = state.genesis.slot_end_ms(checkpoint.slot) - CLOCK_TOLERANCE_MS
-    if ends_ms > now_ms:
-        _hold(state, checkpoint, ends_ms)
-    tree = state.tree
-    parent = tree.lookup(checkpoint.parent)
-    if parent is None:
-        raise _ParkedError(checkpoint.parent)
-    for contribution in contributions(checkpoint):
-        if tree.lookup(contribution.base_checkpoint) is None:
-            raise _ParkedError(contribution.base_checkpoint)
-    opens = opens_ms(checkpoint, parent, genesis=state.genesis)
-    if opens > now_ms:
-        tree.follow(checkpoint)  # What can be refused is refused at once.
-        _hold(state, checkpoint, opens)
-
-
-def _hold(state: RoundState, checkpoint: Checkpoint, due_ms: int) -> NoReturn:
-    """Keep a checkpoint ahead of this clock until its time; only a certifier's, or anybody could fill the memory."""
-    if checkpoint.proposer not in state.tree.head().members.certifiers:
-        raise IgnoreError("is ahead of this clock, and its proposer is no certifier known here")
-    state.future_due_ms = min(state.future_due_ms, due_ms)
-    raise _ParkedError(FUTURE)
-
-
 def _receive_vote(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
     del now_ms
     vote = open_vote(envelope)
     _note_own_vote(state, vote)
     if state.tree.lookup(vote.target) is None:
-        raise _ParkedError(vote.target)
+        raise ParkedError(vote.target)
     offences = state.tree.add_vote(vote)
     yield Keep(envelope=envelope, slot=vote.target_slot)
     yield from _report(state, offences)
 
 
 def _receive_record(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
+    message = open_record(envelope, state.genesis)
     head = state.tree.head()
+    if isinstance(message, wire.Admission) and (grant := head.members.grants.get(message.grant_id)) is not None:
+        check_invitation(envelope, message, invite_key=grant.invite_key)  # Wrong on every chain.
+    waiting = sum(record.public_key == envelope.public_key for record in state.records.values())
+    if waiting >= MAX_RECORDS_OF_ONE and envelope.type not in ROOT_TYPES:
+        raise IgnoreError(f"comes after {waiting} others of its author that wait to be carried")
     slot = max(state.genesis.slot_at(now_ms), head.slot + 1)
     members = head.members
     for record in state.records.values():
@@ -211,15 +222,15 @@ def _receive_record(state: RoundState, envelope: Envelope, now_ms: int) -> Itera
             members = members.apply(record, slot=slot, genesis=state.genesis)
         except RejectError:
             continue
-    try:
-        members.apply(envelope, slot=slot, genesis=state.genesis)
-    except RejectError as error:
-        if error.rule is Rule.MEMBERSHIP:
-            raise _ParkedError(ANY_HEAD) from error
-        raise
+    with _as_things_stand():
+        try:
+            members.apply(envelope, slot=slot, genesis=state.genesis)
+        except RejectError as error:
+            if error.rule is Rule.MEMBERSHIP:
+                raise ParkedError(ANY_HEAD) from error
+            raise
     state.records[envelope.id] = envelope
     yield Keep(envelope=envelope, slot=slot)
-    yield from release(state, ANY_HEAD, now_ms)
 
 
 def _receive_choice(state: RoundState, envelope: Envelope, now_ms: int) -> Iterator[Action]:
@@ -227,7 +238,7 @@ def _receive_choice(state: RoundState, envelope: Envelope, now_ms: int) -> Itera
     choice = open_choice(envelope, state.genesis)
     at = state.tree.lookup(choice.checkpoint)
     if at is None:
-        raise _ParkedError(choice.checkpoint)
+        raise ParkedError(choice.checkpoint)
     if at.slot != choice.slot:
         raise RejectError(Rule.SLOT, f"says slot {choice.slot}, its checkpoint is of slot {at.slot}")
     action = root_action_id(swarm=envelope.swarm, type=envelope.type, payload=envelope.payload)
@@ -247,7 +258,8 @@ def _receive_evidence(state: RoundState, envelope: Envelope, now_ms: int) -> Ite
         raise IgnoreError("is against somebody who is excluded already")
     if any(other.accused == evidence.accused for other in state.evidence.values()):
         raise IgnoreError("is a second piece against the same certifier")
-    members.exclude(evidence.accused, offence_slot=evidence.offence_slot)
+    with _as_things_stand():
+        members.exclude(evidence.accused, offence_slot=evidence.offence_slot)
     state.evidence[envelope.id] = evidence
     yield Keep(envelope=envelope, slot=max(state.genesis.slot_at(now_ms), 0))
 
@@ -257,12 +269,12 @@ def _receive_refusal(state: RoundState, envelope: Envelope, now_ms: int) -> Iter
     del now_ms
     node = state.tree.nodes.get(refusal.checkpoint)
     if node is None:
-        raise _ParkedError(refusal.checkpoint)
+        raise ParkedError(refusal.checkpoint)
     if envelope.public_key not in node.state.newest_set | node.state.second_set:
         raise RejectError(Rule.MEMBERSHIP, "is a refusal by somebody who is no certifier")
     refused_by = state.refused_by.setdefault(refusal.checkpoint, set())
     if refusal.certifier in refused_by or len(refused_by) >= MAX_REFUSALS:
-        return  # Known from now on, and nothing more.
+        raise HereError(Rule.DUPLICATE, f"comes after its author's own, or after {len(refused_by)} of this checkpoint")
     refused_by.add(refusal.certifier)
     yield Keep(envelope=envelope, slot=node.state.slot)
 
@@ -272,14 +284,14 @@ def _receive_snapshot(state: RoundState, envelope: Envelope, now_ms: int) -> Ite
     snapshot = open_snapshot(envelope, state.genesis)
     at = state.tree.lookup(snapshot.checkpoint)
     if at is None:
-        raise _ParkedError(snapshot.checkpoint)
+        raise ParkedError(snapshot.checkpoint)
     if at.slot != snapshot.slot:
         raise RejectError(Rule.SLOT, f"says slot {snapshot.slot}, its checkpoint is of slot {at.slot}")
     if not at.members.is_member(snapshot.author):
         raise RejectError(Rule.MEMBERSHIP, f"is of {snapshot.author.hex()[:12]}, no member at that checkpoint")
     newest = state.arrival.snapshots.get(snapshot.author)
     if newest is not None and newest.checkpoint == snapshot.checkpoint:
-        raise RejectError(Rule.DUPLICATE, "is a second snapshot of this member of one checkpoint")
+        raise HereError(Rule.DUPLICATE, "is a second snapshot of this member of one checkpoint")
     if snapshot.author in state.arrival.distrusted or (newest is not None and newest.slot > snapshot.slot):
         return
     state.arrival.note(snapshot)

@@ -13,7 +13,7 @@ def follow_clock(state: RoundState, now_ms: int) -> None:
     state.now_ms = now_ms
     if back <= 0:
         return
-    for moments in (state.asked, state.first_seen_ms, state.unverified, state.arrival.set_aside):
+    for moments in (state.asked, state.first_seen_ms, state.unverified, state.left_behind, state.arrival.set_aside):
         for key in moments:
             moments[key] -= back
     for merge, retry_ms in state.merging.items():

@@ -177,12 +177,7 @@ class Members:
             RejectError: MEMBERSHIP when something that it builds on is not (yet) so, else RECORD, DUPLICATE or
                 CERTIFIERS, or what is wrong with the record itself.
         """
-        if envelope.type not in RECORD_TYPES:
-            raise RejectError(Rule.RECORD, f"a {type_name(envelope.type)} is no record")
-        if envelope.swarm != genesis.swarm:
-            raise RejectError(Rule.SWARM, f"belongs to swarm {envelope.swarm.hex()}, {genesis.swarm.hex()} required")
-        message = decode_payload(envelope, MESSAGE_OF_TYPE[envelope.type])
-        check_record_fields(message)
+        message = open_record(envelope, genesis)
         if envelope.id in self.seen:
             raise RejectError(Rule.DUPLICATE, f"the {type_name(envelope.type)} {envelope.id.hex()} was carried before")
         now = replace(self, seen=self.seen | {envelope.id})
@@ -212,6 +207,24 @@ class Members:
                 f"the offence of slot {offence_slot} is forgiven: {_short(key)} was readmitted in {pardon}",
             )
         return replace(_without(self, key), excluded=self.excluded | {key})
+
+
+def open_record(envelope: Envelope, genesis: Genesis) -> Message:
+    """Checks what is so of a record whatever the chain: form, fields, and that the root's are by a root key.
+
+    Raises:
+        RejectError: RECORD, SWARM, or what is wrong with the fields.
+    """
+    name = type_name(envelope.type)
+    if envelope.type not in RECORD_TYPES:
+        raise RejectError(Rule.RECORD, f"a {name} is no record")
+    if envelope.swarm != genesis.swarm:
+        raise RejectError(Rule.SWARM, f"belongs to swarm {envelope.swarm.hex()}, {genesis.swarm.hex()} required")
+    message = decode_payload(envelope, MESSAGE_OF_TYPE[envelope.type])
+    check_record_fields(message)
+    if envelope.type in ROOT_TYPES and envelope.public_key not in genesis.membership.root_keys:
+        raise RejectError(Rule.RECORD, f"the {name} is signed by {_short(envelope.public_key)}, which is no root key")
+    return message
 
 
 def initial_members(genesis: Genesis) -> Members:
@@ -269,8 +282,6 @@ def _approve(state: Members, envelope: Envelope, message: Message, *, slot: int,
     """Counts one root key's signature, and enacts the record with the last one needed."""
     policy = genesis.membership
     name = type_name(envelope.type)
-    if envelope.public_key not in policy.root_keys:
-        raise RejectError(Rule.RECORD, f"the {name} is signed by {_short(envelope.public_key)}, which is no root key")
     action = root_action_id(swarm=envelope.swarm, type=envelope.type, payload=envelope.payload)
     if action in state.enacted:
         raise RejectError(Rule.DUPLICATE, f"the {name} {_short(action)} is in force already")

@@ -42,6 +42,7 @@ from fullrank_protocol.duties import (
 )
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.intake import ask, receive, release
+from fullrank_protocol.left_behind import is_open, leave_behind
 from fullrank_protocol.local_clock import follow_clock
 from fullrank_protocol.round_io import (
     Action,
@@ -105,19 +106,23 @@ def restore(
     """
     state.now_ms = now_ms
     state.adopting = adopted
+    state.is_restoring = True
     for envelope in envelopes:
         for _ in receive(state, envelope, now_ms):
             pass
         if envelope.id in believed:
             believe(state, envelope.id)
-        elif (verdict := verdicts.get(envelope.id)) is not None and envelope.id in state.unverified:
+        elif (verdict := verdicts.get(envelope.id)) is not None and is_open(state, envelope.id):
             state.tree.set_verdict(envelope.id, holds=verdict)
-            del state.unverified[envelope.id]
+            state.unverified.pop(envelope.id, None)
+            state.left_behind.pop(envelope.id, None)
         elif verdict is False:
             distrust(state, envelope)
+    state.is_restoring = False
     adopt_choice(state)
     state.adopted = state.tree.head().here
     state.finalised = state.tree.final
+    leave_behind(state, state.tree.root.here)
     forget_old(state)
     return state
 
@@ -174,7 +179,7 @@ def _duties(state: RoundState, now_ms: int) -> Iterator[Action]:
     yield from check_deltas(state, now_ms)
     yield from verify_checkpoints(state, now_ms)
     yield from adopt_head(state, now_ms)
-    yield from finalise(state)
+    yield from finalise(state, now_ms)
     yield from vote(state, now_ms)
     yield from propose(state, now_ms)
     yield from train(state, now_ms)

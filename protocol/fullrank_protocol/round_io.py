@@ -164,11 +164,17 @@ class Keep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drop:
-    """Say why an object was not taken; `rule` is None when nobody is to blame."""
+    """Say why an object was not taken; `rule` is None when nobody is to blame.
+
+    Attributes:
+        blames_sender: It is wrong wherever it is looked at, so whoever passes it on has not looked or lies. An object
+            that is refused as things stand here, such as a second one of its author, may be the first elsewhere.
+    """
 
     envelope: Envelope
     rule: Rule | None
     detail: str
+    blames_sender: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,18 +12,25 @@ from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import Rule
 from fullrank_protocol.fork_choice import Tree
 from fullrank_protocol.genesis import Genesis
+from fullrank_protocol.parking import Parking
 from fullrank_protocol.round_io import Merged, MergeKey
 from fullrank_protocol.snapshot import Snapshot
 from fullrank_protocol.vote import Evidence, Vote
 
-MAX_PARKED = 4096
-"""Objects kept aside because something they refer to is missing; the oldest go first."""
-
-MAX_CHECKPOINTS_PER_TURN = 4
-"""Checkpoints of one proposer for one slot that are looked at: an honest one makes a single one."""
-
 MAX_CACHED_MERGES = 16
 """Merge results kept: the head's rivals of a few slots."""
+
+MAX_REFUSED = 8192
+"""Refused objects that are remembered, so that the same one is not looked at again: half a megabyte."""
+
+MAX_RECORDS_OF_ONE = 8
+"""Membership records of one author, not the root, that wait to be carried: an honest one has two at most."""
+
+MAX_ASKED = 8192
+"""Objects asked for that are remembered, before those that nothing waits for are forgotten."""
+
+MAX_ASKED_FOR_ONE = 64
+"""Objects that one author's objects wait for, and that are asked for at once; the next inventory brings the rest."""
 
 
 ASK_AGAIN_MS = 3_000
@@ -138,11 +145,14 @@ class RoundState:
         own_votes: Every vote this key ever cast, as far as known here; grows before a signature leaves.
         voted_for: Targets of those votes.
         known: Ids of objects handled already.
+        refused: Those of them that were refused, the oldest first.
+        num_refused: How many checkpoints of each proposer were refused in the slot `num_refused_slot` of this clock.
         parked: Objects that wait for something they refer to, by what they wait for.
         asked: Objects asked of neighbours, with the time of the next attempt.
         first_seen_ms: When each checkpoint was placed in the tree here.
         unverified: Checkpoints in the tree that are not recomputed yet, with when they came.
-        num_in_turn: Checkpoints seen by slot and proposer.
+        left_behind: Checkpoints that branch off below the final one, with when they came: not recomputed.
+        in_turn: Checkpoints looked at, by slot and proposer.
         refused_by: Certifiers whose refusals of a checkpoint are kept.
         records: Membership records that no final checkpoint carries yet.
         choices: Root keys that signed each choice between conflicting final checkpoints, by root action.
@@ -156,6 +166,7 @@ class RoundState:
         unchecked: Those whose delta is to be fetched, now or later.
         now_ms: This node's clock at the last step.
         future_due_ms: When the first of the checkpoints ahead of this clock is looked at again.
+        is_restoring: What comes in is what this node kept before a restart.
     """
 
     genesis: Genesis
@@ -168,12 +179,15 @@ class RoundState:
     own_votes: dict[bytes, Vote] = field(default_factory=dict)
     voted_for: set[bytes] = field(default_factory=set)
     known: set[bytes] = field(default_factory=set)
-    parked: dict[bytes, list[Envelope]] = field(default_factory=dict)
-    num_parked: int = 0
+    refused: dict[bytes, None] = field(default_factory=dict)
+    num_refused: Counter[bytes] = field(default_factory=Counter)
+    num_refused_slot: int = 0
+    parked: Parking = field(default_factory=Parking)
     asked: dict[bytes, int] = field(default_factory=dict)
     first_seen_ms: dict[bytes, int] = field(default_factory=dict)
     unverified: dict[bytes, int] = field(default_factory=dict)
-    num_in_turn: dict[tuple[int, bytes], int] = field(default_factory=dict)
+    left_behind: dict[bytes, int] = field(default_factory=dict)
+    in_turn: dict[tuple[int, bytes], set[bytes]] = field(default_factory=dict)
     refused_by: dict[bytes, set[bytes]] = field(default_factory=dict)
     candidates: dict[bytes, Candidate] = field(default_factory=dict)
     offered: Counter[tuple[bytes, bytes]] = field(default_factory=Counter)
@@ -198,7 +212,17 @@ class RoundState:
     reminded_slot: int = 0
     now_ms: int = 0
     future_due_ms: float = math.inf
+    is_restoring: bool = False
     arrival: Arrival = field(default_factory=Arrival)
+
+    @property
+    def num_parked(self) -> int:
+        """Objects that wait for something they refer to."""
+        return len(self.parked)
+
+    def has(self, object_id: bytes) -> bool:
+        """Whether an object was handled already, or waits: it need not be asked for."""
+        return object_id in self.known or self.parked.holds(object_id)
 
 
 def new_state(

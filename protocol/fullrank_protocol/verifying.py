@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from fullrank_protocol.chain import ChainState, contribution_staleness
-from fullrank_protocol.checkpoint import Checkpoint, CheckpointKind
-from fullrank_protocol.contribution import Contribution
+from fullrank_protocol.checkpoint import Checkpoint, CheckpointKind, contributions
 from fullrank_protocol.errors import Rule
 from fullrank_protocol.limits import MAX_REFUSALS
 from fullrank_protocol.membership import ROLE_CONTRIBUTE
@@ -172,11 +171,6 @@ def merge_failed(state: RoundState, event: MergeFailed, now_ms: int) -> Iterator
                 yield from refuse(state, checkpoint, event.key, event.rule, event.detail)
     if state.proposal is not None and state.proposal.key == event.key:
         state.proposal = None
-
-
-def contributions(checkpoint: Checkpoint) -> list[Contribution]:
-    """What a checkpoint decides on: accepted, then refused."""
-    return [a.contribution for a in checkpoint.accepted] + [r.contribution for r in checkpoint.refused]
 
 
 def carried(checkpoint: Checkpoint) -> list[bytes]:

@@ -93,43 +93,48 @@ def _lying_votes(context: Context, one: ChainState, two: ChainState, three: Chai
         "a vote for what is final": tale.vote("dan", one),
     }
     for what, vote in carried.items():
-        context.add(f"a checkpoint that carries {what}", Rule.VOTE, tale.checkpoint(three, slot=5, votes=[vote]))
-    again = tale.checkpoint(three, slot=4, votes=tale.votes("ada", two))
+        context.add(f"a checkpoint that carries {what}", Rule.VOTE, context.next(three, slot=5, votes=[vote]))
+    again = context.next(three, slot=4, votes=tale.votes("ada", two))
     context.add("a checkpoint that carries a vote again", Rule.DUPLICATE, again)
     good_and_bad = [tale.vote("dan", two), lies["a vote of a stranger"], *tale.votes("ada bob cyd", three)]
-    mixed = tale.checkpoint(three, slot=4, votes=good_and_bad)
+    mixed = context.next(three, slot=4, votes=good_and_bad)
     context.add("a checkpoint with one bad vote among good ones", Rule.VOTE, mixed)
 
 
 def _lying_places(context: Context, three: ChainState) -> None:
     tale = context.tale
     mine = [tale.contribution("ada", three)]
-    context.add("a checkpoint in the slot of its parent", Rule.SLOT, tale.checkpoint(three, slot=3))
-    context.add("a checkpoint in an earlier slot than its parent", Rule.SLOT, tale.checkpoint(three, slot=2))
-    context.add("an empty checkpoint with the next round", Rule.ROUND, tale.checkpoint(three, slot=4, round=3))
-    context.add("an empty checkpoint with an earlier round", Rule.ROUND, tale.checkpoint(three, slot=4, round=1))
-    same = tale.checkpoint(three, slot=4, accepted=mine, round=2)
+    context.add("a checkpoint in the slot of its parent", Rule.SLOT, context.next(three, slot=3))
+    context.add("a checkpoint in an earlier slot than its parent", Rule.SLOT, context.next(three, slot=2))
+    context.add("an empty checkpoint with the next round", Rule.ROUND, context.next(three, slot=4, round=3))
+    context.add("an empty checkpoint with an earlier round", Rule.ROUND, context.next(three, slot=4, round=1))
+    same = context.next(three, slot=4, accepted=mine, round=2)
     context.add("a normal checkpoint with its parent's round", Rule.ROUND, same)
-    after_next = tale.checkpoint(three, slot=4, accepted=mine, round=4)
+    after_next = context.next(three, slot=4, accepted=mine, round=4)
     context.add("a normal checkpoint that skips a round", Rule.ROUND, after_next)
-    context.add("a checkpoint of a stranger", Rule.MEMBERSHIP, tale.checkpoint(three, slot=4, by="zoe"))
+    context.add("a checkpoint of a stranger", Rule.MEMBERSHIP, context.next(three, slot=4, by="zoe"))
     corrected = [CorrectedContribution(contribution_id=id_of("old"), weight=Scaled.of(1.0))]
     correction: dict[str, Any] = {
         "kind": CheckpointKind.CORRECTION,
         "corrected": corrected,
         "update_norm": Scaled.of(1.0),
     }
-    context.add("a correction", Rule.POLICY, tale.checkpoint(three, slot=4, **correction))
-    changed = tale.checkpoint(three, slot=4, model_digest=id_of("another"))
+    context.add("a correction", Rule.POLICY, context.next(three, slot=4, **correction))
+    changed = context.next(three, slot=4, model_digest=id_of("another"))
     context.add("an empty checkpoint that changes the model", Rule.DIGEST, changed)
-    beside = tale.checkpoint(tale.genesis, slot=4, model_digest=id_of("another"))
-    context.recomputed("an empty checkpoint on the genesis with another model", Rule.DIGEST, beside)
+    beside = context.next(tale.genesis, slot=4, model_digest=id_of("another"))
+    context.add("a checkpoint that branches off below what is final", Outcome.LEFT_BEHIND, beside)
     orphan = tale.swarm.checkpoint("ada", kind=CheckpointKind.EMPTY, parent=id_of("unknown"), slot=4)
     context.add("a checkpoint whose parent is unknown", Outcome.WAITS, orphan)
     context.add("a checkpoint sent again", Outcome.NOTHING, context.told[1])
-    early = tale.checkpoint(three, slot=30)
+    early = context.next(three, slot=30)
     context.add("a checkpoint of a slot to come", Outcome.WAITS, early)
-    strange = tale.checkpoint(three, slot=30, by="zoe")
+    later = next(name for name in FOUR if name != context.first(three, 4))
+    hasty = context.next(three, slot=4, by=later)
+    context.add("a checkpoint before its signer's turn", Outcome.WAITS, hasty)
+    false = context.next(three, slot=4, by=later, model_digest=id_of("another"))
+    context.add("a faulty checkpoint before its signer's turn", Rule.DIGEST, false)
+    strange = context.next(three, slot=30, by="zoe")
     context.add("a stranger's checkpoint of a slot to come", Outcome.IGNORED, strange)
 
 
@@ -137,13 +142,13 @@ def _lying_contributions(context: Context, three: ChainState, wrong: Contributio
     tale = context.tale
 
     def both(what: str, outcome: Outcome | Rule, contribution: Contribution) -> None:
-        accepting = tale.checkpoint(three, slot=4, accepted=[contribution])
+        accepting = context.next(three, slot=4, accepted=[contribution])
         context.add(f"a checkpoint that accepts {what}", outcome, accepting)
-        refusing = tale.checkpoint(three, slot=4, refused=[contribution])
+        refusing = context.next(three, slot=4, refused=[contribution])
         context.add(f"a checkpoint that refuses {what}", outcome, refusing)
 
     def all_three(what: str, rule: Rule, contribution: Contribution) -> None:
-        context.add(what, rule, contribution)
+        context.add(what, rule, contribution, elsewhere=rule is Rule.DUPLICATE)
         both(what, rule, contribution)
 
     both("a contribution that was accepted before", Rule.DUPLICATE, tale.contribution("ada"))
@@ -157,7 +162,7 @@ def _lying_contributions(context: Context, three: ChainState, wrong: Contributio
     both("a contribution on something unknown", Outcome.WAITS, nowhere)
     context.add("a contribution on something unknown", Outcome.WAITS, nowhere)
     second = tale.contribution("dan", three, num_tokens=7)
-    context.add("a second contribution on a base, while the first waits", Rule.DUPLICATE, second)
+    context.add("a second contribution on a base, while the first waits", Rule.DUPLICATE, second, elsewhere=True)
 
 
 def _lying_numbers(context: Context, three: ChainState) -> None:
@@ -165,7 +170,7 @@ def _lying_numbers(context: Context, three: ChainState) -> None:
     good, bad, huge = (tale.contribution(name, three) for name in ("ada", "bob", "cyd"))
     context.faulty[bad.id] = (Rule.SCALE, "has scale exponent 9, required -40 to 0")
     context.spoils.add(huge.id)
-    right = wire.Checkpoint.FromString(tale.checkpoint(three, slot=4, accepted=[good]).envelope.payload)
+    right = wire.Checkpoint.FromString(context.next(three, slot=4, accepted=[good]).envelope.payload)
 
     def numbers(what: str, rule: Rule, *, weight: Scaled | None = None, **fields: Any) -> None:
         entry = AcceptedContribution(contribution=good, weight=weight or Scaled.of(1.0))
@@ -178,7 +183,7 @@ def _lying_numbers(context: Context, three: ChainState) -> None:
             "update_norm": Scaled.of(1.0),
             "accepted": [entry],
         }
-        context.recomputed(what, rule, _seal(tale, "ada", **(given | fields)))
+        context.recomputed(what, rule, _seal(tale, context.first(three, 4), **(given | fields)))
 
     one_bit, twice = Scaled(mantissa=129, exponent=-7), Scaled(mantissa=128, exponent=-6)
     flipped = bytes([right.model_digest[0] ^ 1]) + right.model_digest[1:]
@@ -189,16 +194,16 @@ def _lying_numbers(context: Context, three: ChainState) -> None:
     numbers("a norm of zero", Rule.WEIGHTS, update_norm=Scaled.of(0.0))
     numbers("a digest that differs in one bit", Rule.DIGEST, model_digest=flipped)
     numbers("the parent's digest after an update", Rule.DIGEST, model_digest=three.model_digest)
-    accepts = tale.checkpoint(three, slot=4, accepted=[bad])
+    accepts = context.next(three, slot=4, accepted=[bad])
     context.recomputed("a checkpoint that accepts a delta that breaks a rule", Rule.SCALE, accepts)
-    sound = tale.checkpoint(three, slot=4, refused=[good])
+    sound = context.next(three, slot=4, refused=[good])
     context.recomputed("a checkpoint that refuses a delta that holds", Rule.POLICY, sound)
     entry = RefusedContribution(contribution=bad, rule=Rule.SHAPE, detail="has another shape")
     empty: dict[str, Any] = {"kind": CheckpointKind.EMPTY, "parent": three.id, "slot": 4, "round": 2}
     empty |= {"model_digest": three.model_digest, "update_norm": Scaled.of(0.0)}
-    another = _seal(tale, "ada", **empty, refused=[entry])
+    another = _seal(tale, context.first(three, 4), **empty, refused=[entry])
     context.recomputed("a checkpoint that refuses by another rule than the broken one", Rule.POLICY, another)
-    infinite = tale.checkpoint(three, slot=4, accepted=[huge])
+    infinite = context.next(three, slot=4, accepted=[huge])
     context.recomputed("a checkpoint whose weights are not finite", Rule.NON_FINITE, infinite)
 
 
@@ -218,7 +223,7 @@ def _lying_hints(context: Context, two: ChainState, three: ChainState, snapshot:
     context.add("a refusal of something unknown", Outcome.WAITS, refusal("ada", id_of("unknown")))
     context.add("a snapshot with another slot of its checkpoint", Rule.SLOT, hint("ada", three, 2))
     context.add("a snapshot of a stranger", Rule.MEMBERSHIP, hint("zoe", three, 3))
-    context.add("a second snapshot of one checkpoint", Rule.DUPLICATE, hint("ada", two, 2))
+    context.add("a second snapshot of one checkpoint", Rule.DUPLICATE, hint("ada", two, 2), elsewhere=True)
     context.add("a snapshot of something unknown", Outcome.WAITS, hint("ada", three, 3, id_of("unknown")))
     context.add("a snapshot sent again", Outcome.NOTHING, snapshot)
     at_ms: dict[str, Any] = {"swarm": tale.swarm.id, "issued_at_ms": 50}
@@ -227,18 +232,20 @@ def _lying_hints(context: Context, two: ChainState, three: ChainState, snapshot:
     nowhere = make_choice(key_of("ada"), checkpoint=id_of("unknown"), slot=3, **at_ms)
     context.add("a choice of something unknown", Outcome.WAITS, nowhere)
     stolen = make_choice(key_of("bob"), checkpoint=three.id, slot=3, **at_ms)
-    carried = tale.checkpoint(three, slot=4, records=[stolen])
+    carried = context.next(three, slot=4, records=[stolen])
     context.add("a checkpoint that carries a choice that is not the root's", Rule.RECORD, carried)
     votes = [tale.swarm.vote("zoe", target=id_of(name), target_slot=3) for name in ("x", "y")]
-    context.add("evidence against somebody who was never a member", Rule.EVIDENCE, tale.evidence(*votes))
-    carried = tale.checkpoint(three, slot=4, evidence=[tale.evidence(*votes)])
+    context.add(
+        "evidence against somebody who was never a member", Rule.EVIDENCE, tale.evidence(*votes), elsewhere=True
+    )
+    carried = context.next(three, slot=4, evidence=[tale.evidence(*votes)])
     context.add("a checkpoint with evidence against somebody unknown", Rule.EVIDENCE, carried)
     double = [tale.swarm.vote("dan", target=id_of(name), target_slot=3) for name in ("x", "y")]
     pieces = [tale.evidence(*double, by=name) for name in ("ada", "cyd")]
-    twice = tale.checkpoint(three, slot=4, evidence=pieces)
+    twice = context.next(three, slot=4, evidence=pieces)
     context.add("a checkpoint with two pieces of evidence against one key", Rule.DUPLICATE, twice)
     others = [tale.swarm.vote("cyd", target=id_of(name), target_slot=3) for name in ("x", "y")]
-    both = tale.checkpoint(three, slot=4, evidence=[tale.evidence(*double), tale.evidence(*others)])
+    both = context.next(three, slot=4, evidence=[tale.evidence(*double), tale.evidence(*others)])
     context.add("a checkpoint whose evidence removes two certifiers", Rule.CERTIFIERS, both)
 
 
@@ -248,11 +255,13 @@ def _stale() -> Context:
     one = tale.round_of(tale.genesis, slot=1)
     two = tale.round_of(one, slot=2)
     context = Context(name="two rounds", tale=tale, node="bob", slot=3, told=objects_of(tale, one, two))
+    beside = context.next(tale.genesis, slot=3, model_digest=id_of("another"))
+    context.recomputed("an empty checkpoint on the genesis with another model", Rule.DIGEST, beside)
     late = tale.contribution("cyd")
-    context.add("a contribution that is too stale", Rule.STALE, late)
-    accepting = tale.checkpoint(two, slot=3, accepted=[late])
+    context.add("a contribution that is too stale", Rule.STALE, late, elsewhere=True)
+    accepting = context.next(two, slot=3, accepted=[late])
     context.add("a checkpoint that accepts a contribution that is too stale", Rule.STALE, accepting)
-    refusing = tale.checkpoint(two, slot=3, refused=[late])
+    refusing = context.next(two, slot=3, refused=[late])
     context.add("a checkpoint that refuses a contribution that is too stale", Rule.STALE, refusing)
     return context
 
@@ -264,15 +273,15 @@ def _open() -> Context:
     one = tale.grow(tale.genesis, slot=1, records=[revocation])
     context = Context(name="an open swarm", tale=tale, node="bob", slot=2, told=objects_of(tale, one))
     yan, zoe = (tale.contribution(name, one) for name in ("yan", "zoe"))
-    both = tale.checkpoint(one, slot=2, accepted=[yan, zoe])
+    both = context.next(one, slot=2, accepted=[yan, zoe])
     context.add("a checkpoint that accepts more strangers than fit", Rule.POLICY, both)
-    mixed = tale.checkpoint(one, slot=2, accepted=[yan], refused=[zoe])
+    mixed = context.next(one, slot=2, accepted=[yan], refused=[zoe])
     context.add("a checkpoint that holds more strangers than fit, one refused", Rule.POLICY, mixed)
-    refused = tale.checkpoint(one, slot=2, refused=[yan, zoe])
+    refused = context.next(one, slot=2, refused=[yan, zoe])
     context.add("a checkpoint that refuses more strangers than fit", Rule.POLICY, refused)
     hal = tale.contribution("hal", one)
-    context.add("a contribution of the revoked in an open swarm", Rule.MEMBERSHIP, hal)
-    accepting = tale.checkpoint(one, slot=2, accepted=[hal])
+    context.add("a contribution of the revoked in an open swarm", Rule.MEMBERSHIP, hal, elsewhere=True)
+    accepting = context.next(one, slot=2, accepted=[hal])
     context.add("a checkpoint that accepts the revoked in an open swarm", Rule.MEMBERSHIP, accepting)
     return context
 
@@ -286,8 +295,8 @@ def _refused() -> Context:
     wrong = tale.grow(tale.genesis, slot=1, by="cyd", model_digest=id_of("wrong"))
     told = objects_of(tale, wrong)
     context = Context(name="a refused checkpoint", tale=tale, node="bob", slot=2, told=told)
-    child = tale.checkpoint(wrong, slot=2, by="dan")
-    context.add("a checkpoint that follows a refused one", Rule.PARENT, child)
+    child = context.next(wrong, slot=2, by="dan")
+    context.add("a checkpoint that follows a refused one", Rule.PARENT, child, elsewhere=True)
     context.add("a refused checkpoint sent again", Outcome.NOTHING, told[0])
     return context
 
@@ -298,7 +307,7 @@ def _turn() -> Context:
     made = [tale.contribution("dan", num_tokens=1 + number) for number in range(5)]
     told = [tale.checkpoint(tale.genesis, slot=1, by="dan", accepted=[each]).envelope for each in made[:4]]
     context = Context(name="a full turn", tale=tale, node="bob", slot=2, told=told)
-    fifth = tale.checkpoint(tale.genesis, slot=1, by="dan", accepted=made[4:])
+    fifth = context.next(tale.genesis, slot=1, by="dan", accepted=made[4:])
     context.add("a fifth checkpoint of one certifier for one slot", Outcome.IGNORED, fifth)
     return context
 

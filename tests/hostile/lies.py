@@ -5,8 +5,9 @@ A context is what the receiver was told before. Each lie is one object that come
 
 import enum
 from dataclasses import dataclass, field
+from typing import Any
 
-from chains import Story
+from chains import Story, key
 
 from fullrank_protocol.chain import ChainState
 from fullrank_protocol.checkpoint import (
@@ -15,6 +16,7 @@ from fullrank_protocol.checkpoint import (
 from fullrank_protocol.contribution import Contribution
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import Rule
+from fullrank_protocol.proposing import proposer_order
 from fullrank_protocol.vote import Evidence, Vote
 
 FOUR = ("ada", "bob", "cyd", "dan")
@@ -31,6 +33,8 @@ class Outcome(enum.StrEnum):
     """It is set aside: what it refers to is not known, and may be sound."""
     DOES_NOT_HOLD = "does not hold"
     """It has a place in the tree, is recomputed, and is refused there by a rule."""
+    LEFT_BEHIND = "left behind"
+    """It has a place in the tree below what is final, and nobody looks at its numbers."""
     NOTHING = "nothing"
     """Nothing is said about it."""
 
@@ -44,12 +48,14 @@ class Lie:
         outcome: What becomes of it.
         rule: By which it is refused; None where it is not.
         envelope: The object.
+        blames_sender: It is wrong wherever it is looked at, so that whoever passes it on has not looked or lies.
     """
 
     what: str
     outcome: Outcome
     rule: Rule | None
     envelope: Envelope
+    blames_sender: bool
 
 
 @dataclass
@@ -75,19 +81,35 @@ class Context:
     spoils: set[bytes] = field(default_factory=set)
     lies: list[Lie] = field(default_factory=list)
 
+    def first(self, parent: ChainState, slot: int) -> str:
+        """Who may propose first: a checkpoint of anybody else would wait for its turn."""
+        order = proposer_order(parent, swarm=self.tale.swarm.id, slot=slot)
+        return next(name for name in (*FOUR, "eve", "fay", "gus") if key(name) == order[0])
+
+    def next(self, parent: ChainState, *, slot: int, **fields: Any) -> Checkpoint:
+        """A checkpoint after `parent` by the first in turn, unless `by` says otherwise."""
+        return self.tale.checkpoint(parent, slot=slot, **({"by": self.first(parent, slot)} | fields))
+
     def add(
-        self, what: str, outcome: Outcome | Rule, thing: Envelope | Checkpoint | Vote | Evidence | Contribution
+        self,
+        what: str,
+        outcome: Outcome | Rule,
+        thing: Envelope | Checkpoint | Vote | Evidence | Contribution,
+        *,
+        elsewhere: bool = False,
     ) -> None:
-        """Note a lie; a rule alone stands for a refusal by it."""
+        """Note a lie; a rule alone stands for a refusal by it. What is refused may be sound `elsewhere`."""
         rule = outcome if isinstance(outcome, Rule) else None
         outcome = Outcome.REFUSED if isinstance(outcome, Rule) else outcome
         envelope = thing if isinstance(thing, Envelope) else thing.envelope
-        self.lies.append(Lie(what=what, outcome=outcome, rule=rule, envelope=envelope))
+        blames = outcome is Outcome.REFUSED and not elsewhere
+        self.lies.append(Lie(what=what, outcome=outcome, rule=rule, envelope=envelope, blames_sender=blames))
 
     def recomputed(self, what: str, rule: Rule, thing: Envelope | Checkpoint) -> None:
         """Note a checkpoint that is refused after it has been recomputed."""
         envelope = thing if isinstance(thing, Envelope) else thing.envelope
-        self.lies.append(Lie(what=what, outcome=Outcome.DOES_NOT_HOLD, rule=rule, envelope=envelope))
+        outcome = Outcome.DOES_NOT_HOLD
+        self.lies.append(Lie(what=what, outcome=outcome, rule=rule, envelope=envelope, blames_sender=False))
 
 
 def objects_of(tale: Story, *states: ChainState) -> list[Envelope]:

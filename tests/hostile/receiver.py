@@ -16,6 +16,7 @@ from fullrank_protocol.intake import receive
 from fullrank_protocol.scaled import Scaled
 
 Found = tuple[Outcome, Rule | None, str]
+"""What is said, by which rule, with which words."""
 
 
 def described(context: Context) -> dict[str, Any]:
@@ -61,16 +62,20 @@ class Receiver(Machine):
         self.feed(io.Tick())
 
     def told(self, envelope: Envelope) -> Found:
-        """Hand an object in: what is said about it, by which rule, with which words."""
+        """Hand an object in; whether its sender is to blame is noted."""
+        self.blames_sender = False
         actions = self.feed(io.ObjectReceived(envelope=envelope))
         for drop in some(io.Drop, actions):
             if drop.envelope.id == envelope.id:
+                self.blames_sender = drop.blames_sender
                 outcome = Outcome.IGNORED if drop.rule is None else Outcome.REFUSED
                 return outcome, drop.rule, drop.detail
         for refusal in some(io.SignRefusal, actions):
             return Outcome.DOES_NOT_HOLD, refusal.rule, refusal.detail
-        if any(each.id == envelope.id for queue in self.state.parked.values() for each in queue):
+        if self.state.parked.holds(envelope.id):
             return Outcome.WAITS, None, ""
+        if envelope.id in self.state.left_behind and any(each.envelope == envelope for each in some(io.Keep, actions)):
+            return Outcome.LEFT_BEHIND, None, ""
         assert not actions, f"nothing is said and yet something is done: {actions}"
         return Outcome.NOTHING, None, ""
 
@@ -115,8 +120,8 @@ class Receiver(Machine):
             "evidence": set(state.evidence),
             "own votes": set(state.own_votes),
             "snapshots": {author: hint.id for author, hint in state.arrival.snapshots.items()},
-            "waiting": {each: [e.id for e in queue] for each, queue in state.parked.items()},
-            "turns": dict(state.num_in_turn),
+            "waiting": {each: [e.id for e in state.parked.waiting_for(each)] for each in state.parked},
+            "turns": {turn: frozenset(ids) for turn, ids in state.in_turn.items() if ids},
             "open": set(state.unverified),
             "kept": [envelope.id for envelope in self.kept],
         }

@@ -12,7 +12,7 @@ from hostile.chain_lies import chain_contexts
 from hostile.checkpoints import wrong_checkpoints
 from hostile.fields import wrong_fields
 from hostile.forms import Malformed, Sound, wrong_forms
-from hostile.lies import Context
+from hostile.lies import Context, Lie
 from hostile.member_lies import member_contexts
 from hostile.receiver import Found, Receiver, described
 
@@ -85,7 +85,7 @@ def malformed_vector() -> dict[str, Any]:
     cases = [*wrong_forms(sound), *wrong_fields(sound), *wrong_checkpoints(sound)]
     first = sound.tale.tree.nodes[sound.checkpoint.parent].checkpoint
     assert first is not None
-    context = Context(name="one checkpoint", tale=sound.tale, node="ada", slot=2, told=[first.envelope])
+    context = Context(name="one checkpoint", tale=sound.tale, node="zoe", slot=2, told=[first.envelope])
     return {
         "context": {**described(context), "merges": Receiver(described(context), learns_merges=True).merges},
         "sound": {type_name(envelope.type): envelope.encode().hex() for envelope in sound.envelopes},
@@ -119,20 +119,20 @@ def _context(context: Context) -> dict[str, Any]:
     for lie in context.lies:
         receiver = Receiver(content, learns_merges=True)
         found = receiver.told(lie.envelope)
-        if found[:2] != (lie.outcome, lie.rule):
-            raise AssertionError(f"{context.name}, {lie.what}: {found}, not {lie.outcome} {lie.rule}")
+        if (*found[:2], receiver.blames_sender) != (lie.outcome, lie.rule, lie.blames_sender):
+            raise AssertionError(f"{context.name}, {lie.what}: {found} {receiver.blames_sender}, not {lie}")
         merges |= {f"{each['parent']} {each['contributions']}": each for each in receiver.merges}
-        lies.append(_lie(lie.what, lie.envelope, found))
+        lies.append(_lie(lie, found))
     return {**content, "merges": list(merges.values()), "lies": lies}
 
 
-def _lie(what: str, envelope: Envelope, found: Found) -> dict[str, Any]:
-    outcome, rule, detail = found
+def _lie(lie: Lie, found: Found) -> dict[str, Any]:
     return {
-        "what": what,
-        "object": type_name(envelope.type),
-        "outcome": outcome.value,
-        "rule": None if rule is None else int(rule),
-        "detail": detail,
-        "envelope": envelope.encode().hex(),
+        "what": lie.what,
+        "object": type_name(lie.envelope.type),
+        "outcome": lie.outcome.value,
+        "rule": None if lie.rule is None else int(lie.rule),
+        "detail": found[2],
+        "blames_sender": lie.blames_sender,
+        "envelope": lie.envelope.encode().hex(),
     }

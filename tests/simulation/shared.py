@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from fullrank_protocol import fork_choice, intake
+from fullrank_protocol import fork_choice, intake, worth
 from fullrank_protocol.checkpoint import Checkpoint
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import RejectError
@@ -14,7 +14,14 @@ from fullrank_protocol.genesis import Genesis
 
 _REMEMBERED = 20_000
 
-_OPENERS = ("open_contribution", "open_checkpoint", "open_vote", "open_refusal", "open_evidence")
+_OPENERS = (
+    (intake, "open_contribution"),
+    (intake, "open_vote"),
+    (intake, "open_refusal"),
+    (intake, "open_evidence"),
+    (worth, "open_place"),
+    (worth, "open_checkpoint"),
+)
 
 
 @contextlib.contextmanager
@@ -27,8 +34,8 @@ def opened_once() -> Iterator[None]:
         return extend_once(checkpoint.id, parent, checkpoint, genesis=genesis, lookup=lookup)
 
     with contextlib.ExitStack() as stack:
-        for name in _OPENERS:
-            stack.enter_context(mock.patch.object(intake, name, _opener(getattr(intake, name))))
+        for module, name in _OPENERS:
+            stack.enter_context(mock.patch.object(module, name, _opener(getattr(module, name))))
         stack.enter_context(mock.patch.object(fork_choice, "extend", extended))
         yield
 

@@ -120,7 +120,7 @@ def test_branches_that_left_the_chain_below_it_are_not_recomputed() -> None:
     machine.receive(*past.rounds[:4], early, *past.rounds[4:], past.snapshot(5))
     machine.feed(Synced())
     done = machine.feed(SnapshotApplied(checkpoint=past.rounds[4].id))
-    done += machine.receive(child)
+    done += machine.receive(past.tale.vote("bob", child), child)
     assert {early.id, child.id} == machine.state.arrival.beside
     assert not {early.id, child.id} & {action.checkpoint for action in some(Verified, done)}
     assert not machine.state.unverified

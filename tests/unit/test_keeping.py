@@ -18,12 +18,11 @@ from fullrank_node.keeping import FRESH_S, GIGABYTE, Keeper
 from fullrank_node.merger import Merger
 from fullrank_node.snapshots import Snapshots
 from fullrank_protocol.blob import blob_ref, chunk_hashes
-from fullrank_protocol.checkpoint import Checkpoint
+from fullrank_protocol.checkpoint import Checkpoint, contributions
 from fullrank_protocol.delta import Delta
 from fullrank_protocol.limits import CHUNK_BYTES
 from fullrank_protocol.round_io import Merge, Merged
 from fullrank_protocol.snapshot import Snapshot
-from fullrank_protocol.verifying import contributions
 
 SMALL = Config(limits=LimitsSection(disk_gb=18_000 / GIGABYTE))
 """Room for a snapshot of the 13 kB of weights and one or two deltas."""

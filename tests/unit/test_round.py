@@ -7,7 +7,7 @@ from chains import BASE_DIGEST, Story, digest_after, key, swarm_with
 from machines import Machine, only, some
 from swarms import id_of, key_of
 
-from fullrank_protocol import intake
+from fullrank_protocol import parking
 from fullrank_protocol.checkpoint import AcceptedContribution, CheckpointKind, RefusedContribution
 from fullrank_protocol.contribution import Contribution
 from fullrank_protocol.envelope import seal
@@ -173,7 +173,7 @@ def test_a_checkpoint_ahead_of_the_clock_is_held_until_its_slot_ends_within_ten_
 
 
 def test_waiting_objects_are_bounded_and_the_oldest_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "MAX_PARKED", 2)
+    monkeypatch.setattr(parking, "MAX_PARKED", 2)
     tale = story("ada", "bob")
     machine = Machine(tale)
     for number in range(3):

@@ -50,7 +50,8 @@ MAY_CHANGE: dict[Outcome, set[str]] = {
     Outcome.REFUSED: set(),
     Outcome.IGNORED: set(),
     Outcome.NOTHING: set(),
-    Outcome.WAITS: {"waiting"},
+    Outcome.WAITS: {"waiting", "turns"},
+    Outcome.LEFT_BEHIND: {"checkpoints", "votes", "turns", "kept"},
     Outcome.DOES_NOT_HOLD: {"checkpoints", "votes", "candidates", "turns", "kept"},
 }
 """What of a node's holdings an object may change."""
@@ -98,6 +99,7 @@ def test_a_malformed_object_leaves_its_receiver_as_it_was(case: dict[str, Any]) 
     envelope = open_envelope(unpacked(case["envelope"]), swarm=swarm().swarm)
     before = receiver.holdings()
     assert receiver.told(envelope) == (Outcome.REFUSED, case["rule"], case["detail"])
+    assert receiver.blames_sender
     assert receiver.told(envelope) == (Outcome.NOTHING, None, "")
     assert changed(before, receiver.holdings()) == set()
 
@@ -112,6 +114,7 @@ def test_a_lie_is_found_out_with_its_reason_and_gains_nothing(context: dict[str,
     before = receiver.holdings()
     outcome = Outcome(lie["outcome"])
     assert receiver.told(envelope) == (outcome, lie["rule"], lie["detail"])
+    assert receiver.blames_sender == lie["blames_sender"]
     after = receiver.holdings()
     assert changed(before, after) <= MAY_CHANGE[outcome]
     if outcome is Outcome.DOES_NOT_HOLD:
