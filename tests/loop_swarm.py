@@ -23,6 +23,7 @@ from fullrank_node.home import Home
 from fullrank_node.masters import Masters
 from fullrank_node.merger import Merger
 from fullrank_node.model.master import MasterStore, manifest_digest
+from fullrank_node.network.asking import check_response
 from fullrank_node.network.interface import BlobStore as AnyBlobStore
 from fullrank_node.network.interface import BlobUnavailable, Inbound, NetworkError, PeerInfo
 from fullrank_node.network.limits import Traffic
@@ -150,7 +151,7 @@ class MemoryNetwork:
         other = self._hub.others(self.key).get(peer)
         if other is None:
             raise NetworkError("nobody there")
-        return await other.inbound.handle(self.key, request)
+        return check_response(await other.inbound.handle(self.key, request))
 
     async def broadcast(self, envelopes: Sequence[bytes]) -> None:
         offer = peer_pb2.Request(offer=peer_pb2.Offer(envelopes=envelopes))

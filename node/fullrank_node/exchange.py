@@ -7,18 +7,20 @@ who are not connected yet.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from fullrank_node.blob_store import BlobStore
 from fullrank_node.clock import Clock
-from fullrank_node.network.interface import Network, NetworkError
+from fullrank_node.conduct import Conduct
+from fullrank_node.network.interface import Network, NetworkError, PeerFailure
 from fullrank_node.store import Store
+from fullrank_node.taking import Taker, short
 from fullrank_protocol import round_io
-from fullrank_protocol.envelope import Envelope, open_envelope
+from fullrank_protocol.envelope import open_envelope
 from fullrank_protocol.errors import ProtocolError
 from fullrank_protocol.hints import open_announcement
-from fullrank_protocol.wire import objects_pb2, peer_pb2
+from fullrank_protocol.wire import peer_pb2
 
 if TYPE_CHECKING:
     from fullrank_protocol.round_state import RoundState
@@ -34,8 +36,17 @@ MAX_REPLY_BYTES = 3 << 20
 MAX_INVENTORY_IDS = 50_000
 """Ids in one inventory (1.6 MB): some hundred slots of the largest swarm."""
 
-MAX_TAKEN_AT_ONCE = 100
-"""Objects taken in before other work of the daemon goes on: a tenth of a second or two."""
+MAX_IDS_ASKED = 4096
+"""Objects asked for at once: each costs the answerer a look at its log."""
+
+BATCH_IDS = 500
+"""Objects asked for at once by this node."""
+
+PATIENCE_S = 30.0
+"""So long one neighbour may take to tell what it has, before the next one's turn ..."""
+
+MIN_PROGRESS = 50
+"""... unless each of its answers brings as many objects."""
 
 OVERLAP_SLOTS = 4
 """Slots below the newest final one that inventories still cover: stale contributions live that long."""
@@ -51,6 +62,8 @@ class Exchange:
         clock: Clock,
         state: "RoundState",
         feed: Callable[..., None],
+        conduct: Conduct,
+        taker: Taker,
     ) -> None:
         """Initialises.
 
@@ -59,11 +72,15 @@ class Exchange:
             clock: Tells the time.
             state: The round machine's, read only.
             feed: Takes events for the round machine; several at a time are cheaper than one after another.
+            conduct: What peers have sent that nobody honest sends.
+            taker: Takes objects in.
         """
         self._store = store
         self._clock = clock
         self._state = state
         self._feed = feed
+        self._conduct = conduct
+        self._taker = taker
         self._network: Network | None = None
         self._dialling: set[asyncio.Task[None]] = set()
         self.head_slots: dict[bytes, int] = {}
@@ -83,7 +100,11 @@ class Exchange:
         return self._store.blobs
 
     async def handle(self, peer: bytes, request: peer_pb2.Request) -> peer_pb2.Response:
-        """Answer one request of a neighbour."""
+        """Answer one request of a neighbour; one that is shut out is told why."""
+        why = self._conduct.refusal(peer)
+        return _failure(peer_pb2.Failure.SHUT_OUT, why) if why is not None else await self._answer(peer, request)
+
+    async def _answer(self, peer: bytes, request: peer_pb2.Request) -> peer_pb2.Response:
         match request.WhichOneof("body"):
             case "get_genesis":
                 return self._objects([self._state.genesis.envelope.encode()])
@@ -91,36 +112,29 @@ class Exchange:
                 self._note_neighbour(peer, request.inventory)
                 return peer_pb2.Response(inventory=self._inventory(request.inventory.from_slot, with_ids=True))
             case "get_objects":
-                found = (self._store.get_object(object_id) for object_id in request.get_objects.ids)
-                return self._objects(envelope for envelope in found if envelope is not None)
+                return self._answer_ids(request.get_objects.ids)
             case "get_chain":
                 return self._objects(self._chain(request.get_chain.after_slot))
             case "offer":
-                num_new = self._take(request.offer.envelopes, peer)
-                return peer_pb2.Response(received=peer_pb2.Received(num_new=num_new))
+                return await self._receive_offer(peer, request.offer.envelopes)
             case other:
-                failure = peer_pb2.Failure(code=peer_pb2.Failure.MALFORMED, detail=f"request {other!r} is not known")
-                return peer_pb2.Response(failure=failure)
+                return _failure(peer_pb2.Failure.MALFORMED, f"request {other!r} is not known")
 
-    def _take(self, objects: Iterable[bytes], peer: bytes | None) -> int:
-        """Open objects of a neighbour and hand them on together; how many were new."""
-        new = [envelope for envelope in self._opened(objects, peer) if envelope.id not in self._state.known]
-        if new:
-            self._feed(*(round_io.ObjectReceived(envelope=envelope) for envelope in new))
-        return len(new)
+    def _answer_ids(self, ids: Sequence[bytes]) -> peer_pb2.Response:
+        if len(ids) > MAX_IDS_ASKED:
+            detail = f"{len(ids)} objects asked for at once, at most {MAX_IDS_ASKED} allowed"
+            return _failure(peer_pb2.Failure.TOO_LARGE, detail)
+        found = (self._store.get_object(object_id) for object_id in ids)
+        return self._objects(envelope for envelope in found if envelope is not None)
 
-    async def _take_many(self, objects: Sequence[bytes], peer: bytes) -> None:
-        """The same for a long answer, without holding up everything else."""
-        for start in range(0, len(objects), MAX_TAKEN_AT_ONCE):
-            self._take(objects[start : start + MAX_TAKEN_AT_ONCE], peer)
-            await asyncio.sleep(0)
-
-    def _opened(self, objects: Iterable[bytes], peer: bytes | None) -> Iterator[Envelope]:
-        for data in objects:
-            try:
-                yield open_envelope(data, swarm=self._state.genesis.swarm)
-            except ProtocolError as error:
-                log.warning("Object from %s refused: %s.", _short(peer), error.detail)
+    async def _receive_offer(self, peer: bytes, objects: Sequence[bytes]) -> peer_pb2.Response:
+        """Take in what a neighbour pushes, within its share, and tell it what was refused."""
+        if not self._conduct.has_room(peer, num_objects=len(objects), num_bytes=sum(map(len, objects))):
+            return _failure(peer_pb2.Failure.BUSY, "more objects than one peer may offer; ask for the inventory later")
+        try:
+            return peer_pb2.Response(received=await self._taker.take_offer(objects, peer))
+        except NetworkError as error:
+            return _failure(peer_pb2.Failure.SHUT_OUT, str(error))
 
     def _objects(self, envelopes: Iterable[bytes]) -> peer_pb2.Response:
         reply = peer_pb2.Objects()
@@ -191,10 +205,15 @@ class Exchange:
         assert self._network is not None
         while True:
             for info in self._network.peers():
+                if self._conduct.refusal(info.key) is not None:
+                    continue
                 try:
                     await self._catch_up(info.key)
+                except PeerFailure as error:
+                    level = logging.WARNING if error.code == peer_pb2.Failure.SHUT_OUT else logging.DEBUG
+                    log.log(level, "Neighbour %s: %s", short(info.key), error)
                 except NetworkError as error:
-                    log.debug("Neighbour %s did not answer: %s", _short(info.key), error)
+                    log.debug("Neighbour %s did not answer: %s", short(info.key), error)
             await asyncio.sleep(interval_s)
 
     async def fetch(self, ids: tuple[bytes, ...]) -> None:
@@ -204,20 +223,31 @@ class Exchange:
         for info in self._network.peers():
             if not missing:
                 return
-            request = peer_pb2.Request(get_objects=peer_pb2.GetObjects(ids=sorted(missing)))
-            try:
-                reply = await self._network.request(info.key, request, timeout_s=REQUEST_TIMEOUT_S)
-            except NetworkError as error:
-                log.debug("Neighbour %s did not answer: %s", _short(info.key), error)
+            if self._conduct.refusal(info.key) is not None:
                 continue
-            await self._take_many(reply.objects.envelopes, info.key)
-            missing -= self._state.known
+            try:
+                await self._fetch_from(info.key, sorted(missing))
+            except NetworkError as error:
+                log.debug("Neighbour %s did not answer: %s", short(info.key), error)
+            missing = {object_id for object_id in missing if not self._state.has(object_id)}
+
+    async def _fetch_from(self, peer: bytes, ids: Sequence[bytes]) -> peer_pb2.Objects:
+        """Ask a neighbour for objects, and take in those that were asked for.
+
+        Raises:
+            NetworkError: It did not answer, or was shut out for what it answered.
+        """
+        assert self._network is not None
+        request = peer_pb2.Request(get_objects=peer_pb2.GetObjects(ids=ids))
+        reply = (await self._network.request(peer, request, timeout_s=REQUEST_TIMEOUT_S)).objects
+        await self._taker.take_many(reply.envelopes, peer, asked=frozenset(ids))
+        return reply
 
     async def look_up(self, *, slot: int) -> None:
         """Read the DHT's hints of one slot: announced checkpoints, contributions, votes, records."""
         assert self._network is not None
         for kind in ("contribution", "vote", "record"):
-            self._take(await self._network.lookup(kind, slot), None)
+            self._taker.take(await self._network.lookup(kind, slot), None)
         unknown: list[bytes] = []
         for data in await self._network.lookup("checkpoint", slot):
             try:
@@ -226,7 +256,7 @@ class Exchange:
             except ProtocolError as error:
                 log.debug("Announcement refused: %s.", error.detail)
                 continue
-            if announcement.object_id not in self._state.known:
+            if not self._state.has(announcement.object_id):
                 unknown.append(announcement.object_id)
         if unknown:
             await self.fetch(tuple(unknown))
@@ -244,42 +274,58 @@ class Exchange:
         if is_behind:
             self._feed(round_io.CatchingUp())
             await self._fetch_chain(peer)
-        missing = [object_id for object_id in theirs.object_ids if object_id not in self._state.known]
-        while missing:
-            batch, missing = missing[:500], missing[500:]
-            request = peer_pb2.Request(get_objects=peer_pb2.GetObjects(ids=batch))
-            reply = await self._network.request(peer, request, timeout_s=REQUEST_TIMEOUT_S)
-            taken = len(reply.objects.envelopes)
-            await self._take_many(reply.objects.envelopes, peer)
-            if reply.objects.more and taken:
-                missing = [i for i in batch if i not in self._state.known][: 500 - taken] + missing
+        await self._fetch_missing(peer, theirs.object_ids[:MAX_INVENTORY_IDS])
         self.synced.set()
         if is_behind:
             self._feed(round_io.Synced())
 
+    async def _fetch_missing(self, peer: bytes, ids: Sequence[bytes]) -> None:
+        """Whatever a neighbour says it has and this node lacks; no longer than it is worth."""
+        patience = Patience()
+        missing = [object_id for object_id in ids if not self._state.has(object_id)]
+        while missing:
+            batch, missing = missing[:BATCH_IDS], missing[BATCH_IDS:]
+            reply = await self._fetch_from(peer, batch)
+            still = [object_id for object_id in batch if not self._state.has(object_id)]
+            if not patience.is_worth(len(batch) - len(still)):
+                return
+            if reply.more:
+                missing = still[: BATCH_IDS - len(reply.envelopes)] + missing
+
     async def _fetch_chain(self, peer: bytes) -> None:
         assert self._network is not None
-        after = self._state.tree.final.slot
+        patience = Patience()
+        tree = self._state.tree
+        after = tree.final.slot
         while True:
             request = peer_pb2.Request(get_chain=peer_pb2.GetChain(after_slot=after))
-            reply = await self._network.request(peer, request, timeout_s=REQUEST_TIMEOUT_S)
-            last = after
-            await self._take_many(reply.objects.envelopes, peer)
-            for data in reply.objects.envelopes:
-                last = max(last, _checkpoint_slot(data, swarm=self._state.genesis.swarm))
-            if not reply.objects.more or last <= after:
+            reply = (await self._network.request(peer, request, timeout_s=REQUEST_TIMEOUT_S)).objects
+            await self._taker.take_many(reply.envelopes, peer)
+            slots = [slot for slot in map(self._slot_in_tree, reply.envelopes) if slot is not None]
+            if not reply.more or not slots or max(slots) <= after or not patience.is_worth(len(slots)):
                 return
-            after = last
+            after = max(slots)
+
+    def _slot_in_tree(self, data: bytes) -> int | None:
+        """The slot of a checkpoint that has a place here; None of anything else."""
+        try:
+            envelope = open_envelope(data, swarm=self._state.genesis.swarm)
+        except ProtocolError:
+            return None
+        state = self._state.tree.lookup(envelope.id)
+        return state.slot if state is not None else None
 
 
-def _checkpoint_slot(data: bytes, *, swarm: bytes) -> int:
-    try:
-        envelope = open_envelope(data, swarm=swarm)
-        message = objects_pb2.Checkpoint.FromString(envelope.payload)
-    except (ProtocolError, ValueError):
-        return 0
-    return int(message.slot)
+class Patience:
+    """How long one neighbour is listened to while others wait: a while, or as long as it brings much."""
+
+    def __init__(self) -> None:
+        self._ends_s = asyncio.get_running_loop().time() + PATIENCE_S
+
+    def is_worth(self, num_objects: int) -> bool:
+        """Whether to go on after an answer that brought so many objects."""
+        return num_objects >= MIN_PROGRESS or asyncio.get_running_loop().time() < self._ends_s
 
 
-def _short(key: bytes | None) -> str:
-    return key.hex()[:8] if key is not None else "the DHT"
+def _failure(code: peer_pb2.Failure.Code, detail: str) -> peer_pb2.Response:
+    return peer_pb2.Response(failure=peer_pb2.Failure(code=code, detail=detail))

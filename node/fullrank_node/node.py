@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fullrank_node.base_supply import BaseSupply
 from fullrank_node.blob_store import BlobStore
 from fullrank_node.child import ChildProcess
 from fullrank_node.clock import Clock
+from fullrank_node.conduct import Conduct
 from fullrank_node.config import Config
 from fullrank_node.errors import ExitCode, NodeError, node_error_in
 from fullrank_node.filling import Filling
@@ -86,6 +88,7 @@ class Node:
             threads=self.threads,
         )
         self.inbound = LateInbound(self.store.blobs, self.genesis)
+        self.conduct = Conduct(time.monotonic)
         network = config.network
         self.network = PeerNetwork(
             key=self.key,
@@ -104,6 +107,7 @@ class Node:
             ),
             peer_cache_path=home.peers_file,
             is_member=self._is_member,
+            refusal_of=self.conduct.refusal,
             slot_now=lambda: self.genesis.slot_at(clock.now_ms()),
         )
         self.runner: Runner | None = None
@@ -211,6 +215,7 @@ class Node:
             masters=self.masters,
             trainer=self.trainer,
             clock=self.clock,
+            conduct=self.conduct,
         )
         runner.attach(self.network)
         return runner

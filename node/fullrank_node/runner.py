@@ -7,12 +7,14 @@ before it is passed on, a vote is on the platter before its signature exists for
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, assert_never
 
 from fullrank_node.chain_log import ChainLog
 from fullrank_node.clock import Clock
+from fullrank_node.conduct import Conduct
 from fullrank_node.errors import NodeError
 from fullrank_node.exchange import Exchange
 from fullrank_node.masters import Masters
@@ -21,6 +23,7 @@ from fullrank_node.network.interface import BlobUnavailable, Network
 from fullrank_node.node_keys import ADOPTED_KEY, BEGUN_KEY, BELIEVED, verdict_key
 from fullrank_node.snapshots import Snapshots
 from fullrank_node.store import Store
+from fullrank_node.taking import Taker
 from fullrank_node.training.driver import TrainedDelta, TrainerDriver
 from fullrank_protocol import round_io as io
 from fullrank_protocol.checkpoint import Checkpoint
@@ -80,6 +83,7 @@ class Runner:
         masters: Masters,
         trainer: TrainerDriver | None,
         clock: Clock,
+        conduct: Conduct | None = None,
     ) -> None:
         self.key = key
         self.genesis = genesis
@@ -89,7 +93,11 @@ class Runner:
         self.masters = masters
         self.trainer = trainer
         self.clock = clock
-        self.exchange = Exchange(store=store, clock=clock, state=state, feed=self.feed)
+        self.conduct = conduct or Conduct(time.monotonic)
+        self._taker = Taker(state=state, feed=self.feed, conduct=self.conduct)
+        self.exchange = Exchange(
+            store=store, clock=clock, state=state, feed=self.feed, conduct=self.conduct, taker=self._taker
+        )
         self.chain_log = ChainLog(store=store, state=state, key=key.public_key, clock=clock)
         self.network: Network | None = None
         self.warnings: dict[str, str] = {}
@@ -254,6 +262,7 @@ class Runner:
     def _keep(self, action: io.Keep) -> None:
         assert self.network is not None
         envelope = action.envelope
+        self._taker.kept(envelope.id)
         self.store.put_object(envelope, slot=action.slot, received_at_ms=self.clock.now_ms())
         self._spawn(self.network.broadcast([envelope.encode()]))
         if envelope.type == wire.CONTRIBUTION:
@@ -279,6 +288,7 @@ class Runner:
 
     def _drop(self, action: io.Drop) -> None:
         envelope = action.envelope
+        self._taker.dropped(action)
         kind = wire.ObjectType.Name(envelope.type).lower()
         if envelope.public_key == self.key.public_key:
             log.warning("Our own %s was not taken: %s.", kind, action.detail)

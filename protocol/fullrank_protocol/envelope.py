@@ -7,6 +7,7 @@ field behind its length. Payload bytes are kept and passed on verbatim. Envelope
 
 import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, cast
 
@@ -21,7 +22,7 @@ from fullrank_protocol.canonical import (
     parse_canonical,
     uint32,
 )
-from fullrank_protocol.errors import RejectError, Rule
+from fullrank_protocol.errors import IgnoreError, RejectError, Rule
 from fullrank_protocol.identity import SigningKey, check_public_key, verify
 from fullrank_protocol.limits import (
     ID_BYTES,
@@ -177,15 +178,17 @@ def seal(key: SigningKey, *, swarm: bytes, type: int, message: Message) -> Envel
     return envelope
 
 
-def open_envelope(data: bytes, *, swarm: bytes | None) -> Envelope:
+def open_envelope(data: bytes, *, swarm: bytes | None, is_known: Callable[[bytes], bool] | None = None) -> Envelope:
     """Checks size, form, version, type, swarm, key and signature of `data`; the payload stays unparsed.
 
     Args:
         data: Any bytes.
         swarm: The swarm that the object must belong to (for a genesis: its id); None accepts any.
+        is_known: Whether the object with an id is here already; then its signature is not checked again.
 
     Raises:
         RejectError: SIZE, SCHEMA, VERSION, SWARM or SIGNATURE.
+        IgnoreError: It is known.
     """
     if len(data) > MAX_ENVELOPE_BYTES:
         raise RejectError(Rule.SIZE, f"the envelope has {len(data)} bytes, at most {MAX_ENVELOPE_BYTES} allowed")
@@ -213,6 +216,8 @@ def open_envelope(data: bytes, *, swarm: bytes | None) -> Envelope:
         signature=message.signature,
     )
     _check_swarm(envelope, swarm=swarm)
+    if is_known is not None and is_known(envelope.id):
+        raise IgnoreError(f"the {name} is known already")
     if not _is_authentic(envelope):
         raise RejectError(
             Rule.SIGNATURE, f"the signature of the {name} does not belong to key {envelope.public_key.hex()}"

@@ -154,6 +154,7 @@ class Peers:
         self.tasks: set[asyncio.Task[None]] = set()
         self.seen: list[bytes] = []
         self.num_streams = 0
+        self.shut_out: dict[bytes, str] = {}
         self._directory = directory
 
     def add(self, key: bytes, *, limits: StreamLimits | None = None) -> BlobStore:
@@ -165,6 +166,7 @@ class Peers:
             limits=limits or StreamLimits(),
             on_alive=self.seen.append,
             traffic=Traffic(),
+            refusal_of=self.shut_out.get,
         )
         return store
 
@@ -228,6 +230,18 @@ async def test_a_peer_with_too_many_streams_is_told_so(peers: Peers) -> None:
     with pytest.raises(PeerFailure, match="too many requests"):
         await request_peer(peers.open_stream, ADA, prepare(offer), timeout_s=5)
     silent[1].close()
+
+
+async def test_who_is_shut_out_is_told_why_before_its_request_is_read(peers: Peers) -> None:
+    peers.add(ADA)
+    peers.shut_out[CYD] = "shut out for 60 s more: sent rubbish"
+    for request in (peer_pb2.Request(offer=peer_pb2.Offer()), peer_pb2.Request(get_blob=peer_pb2.GetBlob())):
+        with pytest.raises(PeerFailure, match="takes nothing from this node: shut out for 60 s more: sent rubbish"):
+            await request_peer(peers.open_stream, ADA, prepare(request), timeout_s=5)
+    assert peers.seen == []
+    del peers.shut_out[CYD]
+    await request_peer(peers.open_stream, ADA, prepare(peer_pb2.Request(offer=peer_pb2.Offer())), timeout_s=5)
+    assert peers.seen == [CYD]
 
 
 async def test_a_bug_in_answering_ends_one_stream_and_is_logged(peers: Peers, caplog: pytest.LogCaptureFixture) -> None:

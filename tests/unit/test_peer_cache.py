@@ -203,6 +203,7 @@ class Bench:
         self.refusals: dict[bytes, NetworkError] = {}
         self.changes: list[tuple[bytes, bool]] = []
         self.sick = 0
+        self.shut_out: dict[bytes, str] = {}
         self.cache = book()
         self.tasks: set[asyncio.Task[None]] = set()
         self.connections = Connections(
@@ -214,6 +215,7 @@ class Bench:
             spawn=self.spawn,
             on_peer=lambda key, connected: self.changes.append((key, connected)),
             on_sick=self.count_sick,
+            refusal_of=self.shut_out.get,
         )
 
     def now_ms(self) -> int:
@@ -311,6 +313,27 @@ async def test_those_who_dial_us_count_too_and_the_lost_are_noticed() -> None:
     assert CYD in bench.connections
     bench.connections.reset()
     assert bench.changes[-1] == (CYD, False)
+    polls.cancel()
+    await asyncio.gather(polls, return_exceptions=True)
+
+
+async def test_who_is_shut_out_is_hung_up_on_and_neither_dialled_nor_greeted_until_it_is_over() -> None:
+    bench = Bench()
+    polls = asyncio.ensure_future(bench.connections.run_polls())
+    bench.dialer.open[BOB] = []
+    await seen(bench, lambda: BOB in bench.connections)
+    bench.shut_out[BOB] = "shut out for 60 s more: sent rubbish"
+    await seen(bench, lambda: bench.dialer.hung_up == [BOB])
+    assert BOB not in bench.connections
+    with pytest.raises(PeerUnreachable, match="the peer is shut out for 60 s more: sent rubbish"):
+        await bench.connections.connect(bench.reachable(BOB))
+    assert bench.dialer.dials == []
+    bench.dialer.open[BOB] = []  # It comes back by itself.
+    await seen(bench, lambda: bench.dialer.hung_up == [BOB, BOB])
+    assert bench.changes == [(BOB, True), (BOB, False)]
+    del bench.shut_out[BOB]
+    await bench.connections.connect(bench.reachable(BOB))
+    assert BOB in bench.connections
     polls.cancel()
     await asyncio.gather(polls, return_exceptions=True)
 

@@ -74,6 +74,8 @@ def check_response(response: peer_pb2.Response) -> peer_pb2.Response:
         text = f"peer speaks protocol {found.protocol_version}, this node {PROTOCOL_VERSION}"
     elif found.code == peer_pb2.Failure.WRONG_SWARM:
         text = "peer belongs to another swarm"
+    elif found.code == peer_pb2.Failure.SHUT_OUT:
+        text = f"peer takes nothing from this node: {found.detail[:400]}"
     else:
         text = f"peer refused: {found.detail[:400] or peer_pb2.Failure.Code.Name(found.code).lower()}"
     raise PeerFailure(text, code=found.code, protocol_version=found.protocol_version)

@@ -23,6 +23,8 @@ from fullrank_node.network.interface import (
     PeerFailure,
     PeerInfo,
     PeerUnreachable,
+    RefusalOf,
+    welcome,
 )
 from fullrank_node.network.peer_cache import MAX_KNOWN_PEERS, KnownPeer, PeerCache
 from fullrank_node.network.probing import probe_all
@@ -96,6 +98,7 @@ class Connections:
         spawn: Spawn,
         on_peer: OnPeer,
         on_sick: Callable[[], None],
+        refusal_of: RefusalOf = welcome,
     ) -> None:
         """Initialises.
 
@@ -108,6 +111,7 @@ class Connections:
             spawn: Runs a coroutine for as long as the network lives.
             on_peer: Told when a peer appears or vanishes.
             on_sick: Told when p2pd has stopped answering.
+            refusal_of: Why a peer is shut out now. Its connections are ended, and it is not dialled.
         """
         self._cache = cache
         self._settings = settings
@@ -117,6 +121,7 @@ class Connections:
         self._spawn = spawn
         self._on_peer = on_peer
         self._on_sick = on_sick
+        self._refusal_of = refusal_of
         self._table: dict[bytes, _Connected] = {}
         self._strangers: dict[bytes, _Stranger] = {}
         self._dials: dict[bytes, asyncio.Task[None]] = {}
@@ -183,6 +188,8 @@ class Connections:
         """
         if known.key in self._table:
             return
+        if (why := self._refusal_of(known.key)) is not None:
+            raise PeerUnreachable(f"the peer is {why}")
         task = self._dials.get(known.key) or self._begin_dial(known)
         await asyncio.wait([task])  # Shared with the background: it must outlive a caller that gives up.
         if known.key not in self._table:
@@ -203,7 +210,8 @@ class Connections:
                     not known.pinned and len(self._table) + len(self._dials) >= self._settings.max_peers
                 ):
                     break
-                self._begin_dial(known)
+                if self._refusal_of(known.key) is None:
+                    self._begin_dial(known)
 
     async def run_polls(self) -> None:
         """Looks for connections that others opened, and for those that are gone, for ever."""
@@ -231,6 +239,9 @@ class Connections:
             self._compare(open_connections, asked_s)
 
     def _compare(self, open_connections: dict[bytes, list[str]], asked_s: float) -> None:
+        for key in [key for key in open_connections if self._refusal_of(key) is not None]:
+            del open_connections[key]
+            self._spawn(self._hang_up(key))
         for key, state in list(self._table.items()):
             if key in open_connections:
                 state.remote = open_connections[key]
@@ -245,6 +256,12 @@ class Connections:
             if not stranger.greeting and stranger.next_try_s <= asked_s:
                 stranger.greeting = True
                 self._spawn(self._greet_stranger(key, stranger))
+
+    async def _hang_up(self, key: bytes) -> None:
+        dialer = self._dialer()
+        if dialer is not None:
+            with contextlib.suppress(NetworkError):
+                await dialer.disconnect(key)
 
     def _drop(self, key: bytes) -> None:
         del self._table[key]

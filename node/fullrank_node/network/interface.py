@@ -18,6 +18,16 @@ OnPeer = Callable[[bytes, bool], None]
 """Called in the loop's thread with (peer key, connected) when a peer appears or vanishes; must not block."""
 
 
+RefusalOf = Callable[[bytes], str | None]
+"""Why a peer is shut out now, as a sentence that it can read; None where it is welcome."""
+
+
+def welcome(peer: bytes) -> str | None:
+    """Nobody is shut out."""
+    del peer
+    return None
+
+
 class BlobWriter(Protocol):
     """A partial blob on disk; survives the process."""
 

@@ -12,7 +12,8 @@ from typing import Any, Final
 from fullrank_node.network.asking import short
 from fullrank_node.network.frames import batches
 from fullrank_node.network.interface import NetworkError
-from fullrank_protocol.limits import MAX_CHECKPOINT_BYTES
+from fullrank_protocol.canonical import clip_text
+from fullrank_protocol.limits import MAX_CHECKPOINT_BYTES, MAX_DETAIL_BYTES
 from fullrank_protocol.wire import peer_pb2
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,9 @@ MAX_QUEUED: Final = 1024
 """Envelopes waiting for one peer: the votes and contributions of several slots of a large swarm."""
 
 OFFER_TIMEOUT_S: Final = 30.0
+
+MAX_REFUSALS_TOLD: Final = 16
+"""Refused objects of one offer that the log names, whatever the peer answers."""
 
 
 class Outboxes:
@@ -92,6 +96,12 @@ class _Outbox:
             for batch in batches(envelopes, max_bytes=MAX_CHECKPOINT_BYTES):
                 request = peer_pb2.Request(offer=peer_pb2.Offer(envelopes=batch))
                 try:
-                    await self._ask(self._peer, request, OFFER_TIMEOUT_S)
+                    reply = await self._ask(self._peer, request, OFFER_TIMEOUT_S)
+                    self._tell_of(reply.received.refused)
                 except NetworkError as error:
                     logger.debug("Peer %s took no offer: %s", short(self._peer), error)
+
+    def _tell_of(self, refused: Sequence[peer_pb2.RefusedObject]) -> None:
+        for each in refused[:MAX_REFUSALS_TOLD]:
+            detail = clip_text(each.detail, MAX_DETAIL_BYTES)
+            logger.info("Peer %s refused %s by rule %d: %s", short(self._peer), each.id.hex()[:12], each.rule, detail)

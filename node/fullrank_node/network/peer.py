@@ -25,6 +25,8 @@ from fullrank_node.network.interface import (
     OnPeer,
     PeerInfo,
     PeerUnreachable,
+    RefusalOf,
+    welcome,
 )
 from fullrank_node.network.limits import Traffic
 from fullrank_node.network.loading import import_hivemind
@@ -66,6 +68,7 @@ class PeerNetwork:
         on_peer: OnPeer | None = None,
         is_member: "IsMember | None" = None,
         slot_now: Callable[[], int] | None = None,
+        refusal_of: RefusalOf = welcome,
     ) -> None:
         """Initialises; `start` does the work.
 
@@ -81,6 +84,7 @@ class PeerNetwork:
             is_member: Whether a key is a member's, as far as this node knows; decides who may use the members'
                 dictionaries on the DHT. None: not known.
             slot_now: The current slot; None while the genesis is not known.
+            refusal_of: Why a peer is shut out now; None where it is welcome. Nothing is answered to it, or asked of it.
         """
         self._signing_key = key
         self._swarm = swarm
@@ -105,6 +109,7 @@ class PeerNetwork:
             limits=self._settings.streams,
             on_alive=self._heard_from,
             traffic=self._traffic,
+            refusal_of=refusal_of,
         )
         self._connections = Connections(
             cache=self._cache,
@@ -114,6 +119,7 @@ class PeerNetwork:
             greet=self._greet,
             spawn=self._spawn,
             on_peer=self._peer_changed,
+            refusal_of=refusal_of,
             on_sick=lambda: self._supervisor.report_sick() if self._supervisor else None,
         )
         self._outboxes = Outboxes(self._ask, spawn=self._spawn)

@@ -24,7 +24,7 @@ from fullrank_node.network.frames import (
     read_body,
     read_length,
 )
-from fullrank_node.network.interface import BlobStore, Inbound
+from fullrank_node.network.interface import BlobStore, Inbound, RefusalOf, welcome
 from fullrank_node.network.limits import Quota, RateLimiter, StreamLimits, Traffic
 from fullrank_protocol.limits import PROTOCOL_VERSION
 from fullrank_protocol.wire import peer_pb2
@@ -57,11 +57,13 @@ class StreamServer:
         limits: StreamLimits,
         on_alive: Callable[[bytes], None],
         traffic: Traffic,
+        refusal_of: RefusalOf = welcome,
     ) -> None:
         self._swarm = swarm
         self._inbound = inbound
         self._limits = limits
         self._on_alive = on_alive
+        self._refusal_of = refusal_of
         self._traffic = traffic
         self._blobs = BlobServer(inbound.blobs, limits=limits, traffic=traffic)
         self._streams = Quota(per_peer=limits.streams_per_peer, total=limits.streams_total)
@@ -106,6 +108,9 @@ class StreamServer:
     async def _serve(self, peer: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             with self._streams.use(peer) as granted:
+                if (why := self._refusal_of(peer)) is not None:
+                    await self._refuse(reader, writer, failure(peer_pb2.Failure.SHUT_OUT, why))
+                    return
                 if not granted or not self._rate.allow(peer):
                     await self._refuse(reader, writer, failure(peer_pb2.Failure.BUSY, "too many requests at a time"))
                     return

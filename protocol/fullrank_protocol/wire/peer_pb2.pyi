@@ -96,10 +96,22 @@ class Offer(_message.Message):
     def __init__(self, envelopes: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Received(_message.Message):
-    __slots__ = ("num_new",)
+    __slots__ = ("num_new", "refused")
     NUM_NEW_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     num_new: int
-    def __init__(self, num_new: _Optional[int] = ...) -> None: ...
+    refused: _containers.RepeatedCompositeFieldContainer[RefusedObject]
+    def __init__(self, num_new: _Optional[int] = ..., refused: _Optional[_Iterable[_Union[RefusedObject, _Mapping]]] = ...) -> None: ...
+
+class RefusedObject(_message.Message):
+    __slots__ = ("id", "rule", "detail")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    id: bytes
+    rule: int
+    detail: str
+    def __init__(self, id: _Optional[bytes] = ..., rule: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class GetBlob(_message.Message):
     __slots__ = ("id", "first_chunk", "num_chunks")
@@ -142,6 +154,7 @@ class Failure(_message.Message):
         TOO_LARGE: _ClassVar[Failure.Code]
         BUSY: _ClassVar[Failure.Code]
         MALFORMED: _ClassVar[Failure.Code]
+        SHUT_OUT: _ClassVar[Failure.Code]
     CODE_UNSPECIFIED: Failure.Code
     NOT_FOUND: Failure.Code
     WRONG_SWARM: Failure.Code
@@ -149,6 +162,7 @@ class Failure(_message.Message):
     TOO_LARGE: Failure.Code
     BUSY: Failure.Code
     MALFORMED: Failure.Code
+    SHUT_OUT: Failure.Code
     CODE_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
