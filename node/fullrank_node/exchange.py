@@ -39,6 +39,9 @@ MAX_INVENTORY_IDS = 50_000
 MAX_IDS_ASKED = 4096
 """Objects asked for at once: each costs the answerer a look at its log."""
 
+MAX_FOUND = 4096
+"""Hints of one kind and slot that are read from the DHT at a time: eight for each of the most certifiers."""
+
 BATCH_IDS = 500
 """Objects asked for at once by this node."""
 
@@ -247,9 +250,10 @@ class Exchange:
         """Read the DHT's hints of one slot: announced checkpoints, contributions, votes, records."""
         assert self._network is not None
         for kind in ("contribution", "vote", "record"):
-            self._taker.take(await self._network.lookup(kind, slot), None)
+            found = await self._network.lookup(kind, slot)
+            await self._taker.take_many(found[:MAX_FOUND], None)
         unknown: list[bytes] = []
-        for data in await self._network.lookup("checkpoint", slot):
+        for data in (await self._network.lookup("checkpoint", slot))[:MAX_FOUND]:
             try:
                 envelope = open_envelope(data, swarm=self._state.genesis.swarm)
                 announcement = open_announcement(envelope)

@@ -84,8 +84,13 @@ class Taker:
             ]
         return len(new), refused
 
-    async def take_many(self, objects: Sequence[bytes], peer: bytes, *, asked: Set[bytes] | None = None) -> None:
+    async def take_many(self, objects: Sequence[bytes], peer: bytes | None, *, asked: Set[bytes] | None = None) -> None:
         """Take in a long answer without holding up everything else; where it is known, only what was asked for.
+
+        Args:
+            objects: Envelopes.
+            peer: Who answered; None where nobody can be named, as on the DHT.
+            asked: Ids that were asked for; None where no ids were named.
 
         Raises:
             NetworkError: The neighbour was shut out for what it held.
@@ -145,9 +150,9 @@ class Taker:
         why = f"sent {_a(kind)} that was refused by rule {drop.rule.name}: {drop.detail}"
         self._conduct.false_object(peer, why, num_bytes=len(drop.envelope.payload))
 
-    async def _pause(self, peer: bytes) -> None:
+    async def _pause(self, peer: bytes | None) -> None:
         """Let other work of the daemon go on."""
-        if (why := self._conduct.refusal(peer)) is not None:
+        if peer is not None and (why := self._conduct.refusal(peer)) is not None:
             raise NetworkError(why)
         await asyncio.sleep(0)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import Coroutine
 from pathlib import Path
@@ -376,6 +377,28 @@ async def test_a_slow_peer_delays_nobody_and_loses_its_oldest_offers() -> None:
     outboxes.close(BOB)
     outboxes.close(CYD)
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_why_a_peer_refused_what_it_was_offered_stands_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    refused = [peer_pb2.RefusedObject(id=CYD, rule=16, detail="is no certifier\nfor this") for _ in range(50)]
+    tasks = []
+
+    async def ask(peer: bytes, request: peer_pb2.Request, _timeout_s: float) -> peer_pb2.Response:
+        return peer_pb2.Response(received=peer_pb2.Received(refused=refused))
+
+    def spawn(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        tasks.append(asyncio.ensure_future(work))
+        return tasks[-1]
+
+    outboxes = Outboxes(ask, spawn=spawn)
+    outboxes.open(BOB)
+    outboxes.put([b"vote"])
+    await until(lambda: caplog.records)
+    outboxes.close(BOB)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    words = f"Peer {BOB.hex()[:8]} refused {CYD.hex()[:12]} by rule 16: is no certifier for this"
+    assert [record.getMessage() for record in caplog.records] == [words] * 16
 
 
 # ---- renewing records ------------------------------------------------------------------------------

@@ -289,6 +289,7 @@ class Neighbour:
     def __init__(self, answer: Callable[[peer_pb2.Request], peer_pb2.Response]) -> None:
         self.answer = answer
         self.num_asked = 0
+        self.hints: list[bytes] = []
 
     def peers(self) -> list[PeerInfo]:
         return [PeerInfo(key=MALLORY)]
@@ -303,6 +304,9 @@ class Neighbour:
         self.num_asked += 1
         await asyncio.sleep(0)
         return check_response(self.answer(request))
+
+    async def lookup(self, kind: str, slot: int) -> list[bytes]:
+        return self.hints if kind == "vote" else []
 
 
 def asks(node: Desk, answer: Callable[[peer_pb2.Request], peer_pb2.Response]) -> Neighbour:
@@ -384,6 +388,18 @@ async def test_a_neighbour_whose_answers_are_false_is_asked_no_more() -> None:
         await ends(node.exchange._catch_up(MALLORY))
     assert network.num_asked == 2
     assert len(node.machine.state.refused) <= 100
+
+
+async def test_of_a_flood_on_the_dht_a_part_is_looked_at_and_nobody_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange_module, "MAX_FOUND", 10)
+    tale = story()
+    node = desk(tale)
+    found = [tale.swarm.vote(f"sybil {number}", target=id_of("t"), target_slot=1).envelope for number in range(30)]
+    network = asks(node, lambda _: objects([]))
+    network.hints = [b"junk", *(vote.encode() for vote in found)]
+    await ends(node.exchange.look_up(slot=1))
+    assert node.machine.state.num_parked == 9
+    assert node.conduct.shut_out() == {}
 
 
 async def test_more_objects_than_allowed_are_not_looked_for() -> None:
