@@ -53,9 +53,7 @@ def _votes_and_numbers() -> Context:
     )
     loose = tale.contribution("dan", three)
     told = [*objects_of(tale, one, two, three, rival), tale.vote("dan", two).envelope, snapshot, loose.envelope]
-    context = Context(
-        name="three checkpoints", tale=tale, node="bob", slot=5, told=told
-    )  # When every turn of slot 4 has come.
+    context = Context(name="three checkpoints", tale=tale, node="bob", slot=4, told=told)
     context.faulty[wrong.id] = (Rule.RANK, "is too high")
     _lying_votes(context, one, two, three, rival)
     _lying_places(context, three)
