@@ -30,7 +30,9 @@ from fullrank_node.home import Home
 from fullrank_node.identity_file import load_identity
 from fullrank_protocol.link import Link, parse_link
 
-FULLRANK = Path(sys.executable).with_name("fullrank")
+FULLRANK = str(Path(sys.executable).with_name("fullrank"))
+
+FOUNDING = str(Path(__file__).with_name("founding_together.py"))
 
 DEADLINE_S = 180.0
 """For anything a swarm of a few nodes does within some slots: twenty times what it takes on two free cores."""
@@ -92,10 +94,12 @@ class LiveNode:
 
     # ---- commands ----------------------------------------------------------------------------------
 
-    def fullrank(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    def fullrank(
+        self, *arguments: str, code: int = 0, by: Sequence[str] = (FULLRANK,)
+    ) -> subprocess.CompletedProcess[str]:
         """Run one command on this home; its exit code must be `code`."""
         done = subprocess.run(
-            [*self.prefix, FULLRANK, *arguments, "--home", self.home.path],
+            [*self.prefix, *by, *arguments, "--home", self.home.path],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -128,7 +132,7 @@ class LiveNode:
         """Start a daemon that serves garbage."""
         with (self.home.logs_dir / "daemon.out").open("wb") as output:
             self._liar = subprocess.Popen(
-                [sys.executable, "-P", "-c", _LIAR, self.home.path],
+                [*self.prefix, sys.executable, "-P", "-c", _LIAR, self.home.path],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -306,29 +310,48 @@ class LiveSwarm:
         environment = self.environment | {"FULLRANK_TRAIN__MAX_STEPS": str(steps)}
         node = LiveNode(name, self.directory / name, environment)
         if self.lan is not None:
+            if name not in self.lan.addresses:
+                self.lan.host(name)
             node.prefix, node.listen = self.lan.way_into(name), f"/ip4/{self.lan.addresses[name]}/tcp/0"
         self.nodes[name] = node
         return node
 
     def found(
-        self, name: str, *, base: str = "embedded:demo", options: Sequence[str] = (), steps: int = FEW_STEPS
+        self,
+        name: str,
+        *,
+        base: str = "embedded:demo",
+        options: Sequence[str] = (),
+        steps: int = FEW_STEPS,
+        program: Sequence[str] = (FULLRANK,),
     ) -> LiveNode:
         """The founder, with its daemon running."""
         node = self.node(name, steps=steps)
         who = ("--name", "test swarm", "--node-name", name, "--data", str(self.data_of(name)))
-        node.fullrank("create", "--base", base, *who, "--listen", node.listen, *SMALL, *QUICK, *options)
+        node.fullrank("create", "--base", base, *who, "--listen", node.listen, *SMALL, *QUICK, *options, by=program)
         return node
+
+    def found_together(self, *names: str) -> list[LiveNode]:
+        """Nodes that all are founders, and so certify from the start; the first one holds the root key."""
+        commands = {name: (sys.executable, FOUNDING, name, ",".join(names)) for name in names}
+        founder = self.found(names[0], program=commands[names[0]])
+        link = self.invite(founder)
+        with ThreadPoolExecutor() as pool:
+            joined = pool.map(lambda name: self.join(link, name, program=commands[name]), names[1:])
+            return [founder, *joined]
 
     def invite(self, founder: LiveNode, *, count: int = 8) -> Link:
         """A link that admits so many members."""
         return parse_link(founder.fullrank("invite", "--count", str(count)).stdout)
 
-    def join(self, link: Link, name: str, *options: str, steps: int = FEW_STEPS) -> LiveNode:
+    def join(
+        self, link: Link, name: str, *options: str, steps: int = FEW_STEPS, program: Sequence[str] = (FULLRANK,)
+    ) -> LiveNode:
         """A new member, with its daemon running; no `--listen` where the options speak of listening."""
         node = self.node(name, steps=steps)
         where = () if "--no-listen" in options else ("--listen", node.listen)
         who = ("--name", name, "--data", str(self.data_of(name)))
-        node.fullrank("join", str(link), "--yes", *who, *where, *SMALL, *options)
+        node.fullrank("join", str(link), "--yes", *who, *where, *SMALL, *options, by=program)
         return node
 
     def join_together(self, link: Link, options: dict[str, Sequence[str]]) -> list[LiveNode]:

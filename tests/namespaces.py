@@ -10,7 +10,9 @@ import itertools
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Self
 
 _numbers = itertools.count()
@@ -20,13 +22,15 @@ INSIDE = "10.77.1"
 
 OUTSIDE = "10.77.0"
 
+SLOW_LINE = Path(__file__).with_name("slow_line.py")
+
 
 @functools.cache
 def missing() -> str:
     """What this machine lacks; empty when namespaces can be made."""
     if os.geteuid() != 0:
         return "root"
-    lacking = [tool for tool in ("ip", "nft", "nsenter") if shutil.which(tool) is None]
+    lacking = [tool for tool in ("ip", "nft", "nsenter", "tc") if shutil.which(tool) is None]
     if lacking:
         return " and ".join(lacking) + " (apt-get install iproute2 nftables util-linux)"
     try:
@@ -43,6 +47,7 @@ class Lan:
     def __init__(self) -> None:
         self._prefix = f"fullrank-{os.getpid()}-{next(_numbers)}"
         self._namespaces: list[str] = []
+        self._lines: list[subprocess.Popen[str]] = []
         self._next_address = itertools.count(10)
         self.addresses: dict[str, str] = {}
         self._switch = self._namespace("switch")
@@ -58,6 +63,10 @@ class Lan:
 
     def close(self) -> None:
         """Remove everything that was made here."""
+        for line in self._lines:
+            line.terminate()
+            line.communicate()
+        self._lines.clear()
         for namespace in reversed(self._namespaces):
             with contextlib.suppress(subprocess.CalledProcessError):
                 _run("ip", "netns", "del", namespace)
@@ -69,6 +78,20 @@ class Lan:
         """A host that everybody can dial; its address."""
         namespace = self._namespace(name)
         return self._plug(namespace, name)
+
+    def far_host(self, name: str, *, delay_ms: int, kbit_per_s: int) -> str:
+        """A host at the end of a long and narrow line: so much later, each way, and so much of it; its address."""
+        namespace = self._namespace(name)
+        ends = (namespace, "eth0", self._switch, name)
+        line = subprocess.Popen([sys.executable, SLOW_LINE, *ends, str(delay_ms)], stdout=subprocess.PIPE, text=True)
+        self._lines.append(line)
+        assert line.stdout is not None
+        if not line.stdout.readline():
+            raise subprocess.CalledProcessError(line.wait(), line.args, stderr="the slow line ended")
+        bucket = ("tbf", "rate", f"{kbit_per_s}kbit", "burst", "32kb", "latency", "500ms")
+        for where, device in ((namespace, "eth0"), (self._switch, name)):
+            _run(*enter(where), "tc", "qdisc", "add", "dev", device, "root", *bucket)
+        return self._address(namespace, name)
 
     def router(self, name: str) -> str:
         """A router that hides one host behind its own address, as those at home do; the hidden host's address."""
@@ -137,8 +160,12 @@ class Lan:
         return namespace
 
     def _plug(self, namespace: str, name: str) -> str:
-        address = f"{OUTSIDE}.{next(self._next_address)}"
         self._ip(namespace, "link", "add", "eth0", "type", "veth", "peer", "name", name, "netns", self._switch)
+        return self._address(namespace, name)
+
+    def _address(self, namespace: str, name: str) -> str:
+        """Join the host's end of its line to the others, and give it an address."""
+        address = f"{OUTSIDE}.{next(self._next_address)}"
         self._ip(self._switch, "link", "set", name, "master", "here", "up")
         self._ip(namespace, "address", "add", f"{address}/24", "dev", "eth0")
         self._ip(namespace, "link", "set", "eth0", "up")

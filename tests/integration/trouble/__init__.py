@@ -1,0 +1,1 @@
+"""One swarm for all tests in this folder: starting four nodes costs a minute."""
