@@ -1,4 +1,4 @@
-"""The swarm that the tests of this folder share; each leaves it whole, but for the last ones of `test_people`."""
+"""The swarm that the tests of this folder share; who was killed or stopped in one is started again for the next."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ def swarm(shared: Swarm) -> Iterator[Swarm]:
 
 @pytest.fixture
 def bereft(shared: Swarm) -> Iterator[Swarm]:
-    """The swarm after its founder has gone for good."""
+    """The swarm without its founder."""
     shared.make_whole(shared.bob, shared.cyd, shared.dan)
     shared.ada.end()
     with nothing_final_is_lost(shared):

@@ -25,6 +25,7 @@ from troubled_swarm import (
     Swarm,
     assert_nobody_is_accused,
     assert_one_history,
+    log_lengths,
     log_of,
     objects_of,
     votes_of,
@@ -57,6 +58,7 @@ class Crash:
     votes: list[bytes]
     leftovers: set[str]
     final: dict[int, str]
+    told_from: int
 
 
 # ---- killed at every point ---------------------------------------------------------------------------
@@ -65,6 +67,8 @@ class Crash:
 @pytest.fixture(scope="module")
 def crashes(shared: Swarm) -> dict[str, Crash]:
     """Every node of a lane is killed at one point after the other, and in the end started as it should be."""
+
+    told = log_lengths(shared.nodes)
 
     def crash(node: LiveNode, point: str) -> Crash:
         final = shared.dan.final_checkpoints()
@@ -82,6 +86,7 @@ def crashes(shared: Swarm) -> dict[str, Crash]:
             votes=votes_of(node),
             leftovers={path.name for path in node.home.masters_dir.glob("*.tmp")},
             final=final,
+            told_from=told[node.name],
         )
 
     def lane(name: str) -> dict[str, Crash]:
@@ -113,7 +118,8 @@ def test_a_node_killed_loses_nothing_and_goes_on(swarm: Swarm, crashes: dict[str
     assert crash.votes == votes_of(node)[: len(crash.votes)]
     assert crash.final.items() <= node.final_checkpoints().items()
     # Every start after a kill tells; the first kill had no point.
-    assert log_of(node).count("The daemon before this one did not end in order") == 1 + len(LANES[crash.node])
+    sentence = "The daemon before this one did not end in order"
+    assert log_of(node, after=crash.told_from).count(sentence) == 1 + len(LANES[crash.node])
 
 
 def test_nobody_is_accused_after_crashes_and_all_go_on(swarm: Swarm, crashes: dict[str, Crash]) -> None:

@@ -1,4 +1,4 @@
-"""What disks do to real nodes: they spoil files of each kind, and fill up; and what a member does that lies.
+"""What disks do to real nodes: they spoil files of each kind, and fill up.
 
 Damage is found by its hash, told in a sentence, and mended by fetching or recomputing; nothing certified is lost.
 """
@@ -140,35 +140,3 @@ def fill(path: Path, *, leave: int) -> None:
 def squeezed(text: str) -> str:
     """A text without blanks and line breaks: a terminal wraps where it likes."""
     return "".join(text.split())
-
-
-# ---- damage that others see ---------------------------------------------------------------------------
-
-
-def test_deltas_damaged_on_a_disk_are_fetched_elsewhere(swarm: Swarm) -> None:
-    damaged_ms = now_ms()
-    told = len(log_of(swarm.cyd))
-    damaged = blob_files(swarm.cyd)
-    assert damaged
-    for path in damaged:
-        flip_a_bit(path)
-    reader, model = swarm.live.node("reader"), swarm.live.directory / "model"
-    report = reader.json("pull", str(swarm.link_by(swarm.cyd, swarm.bob).without_invite()), "--out", str(model))
-    assert report["digest"] == swarm.ada.final_rounds()[report["round"]]["checkpoint"]["digest"]
-    assert reader.json("verify", str(model))["ok"]
-    assert "A blob is damaged on this disk and is fetched again when it is needed" in log_of(swarm.cyd, after=told)
-    wait_for_contributions([swarm.cyd], since_ms=damaged_ms)
-    wait_for_new_final_rounds(swarm.nodes)
-
-
-def test_deltas_of_a_member_that_serves_garbage_are_left_out(swarm: Swarm) -> None:
-    eve = swarm.live.join(swarm.link, "eve", "--no-certify", "--no-start")
-    eve.start_as_liar()
-    wait_until("Eve offers deltas", lambda: len(eve.history()["contributions"]) >= 2, [eve, *swarm.nodes])
-    offered_ms = now_ms()
-    wait_for_new_final_rounds(swarm.nodes)
-    wait_for_contributions(swarm.nodes, since_ms=offered_ms)
-    for node in swarm.nodes:
-        assert node.members()["eve"]["accepted"] == 0
-        assert f"No more blobs from peer {eve.key[:8]}, which sent wrong bytes" in log_of(node)
-    eve.end()

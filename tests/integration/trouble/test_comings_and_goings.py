@@ -1,4 +1,4 @@
-"""People come and go, and in the end some are gone for good: the last tests leave the swarm without its founder."""
+"""People come and go, and one lies. These tests run while the history is short: whoever comes has to replay it."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from live_swarm import (
     wait_until_gone,
     wait_until_it_trains,
 )
-from troubled_swarm import Swarm, votes_of
+from troubled_swarm import Swarm, blob_files, flip_a_bit, log_of, votes_of
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -87,7 +87,39 @@ def test_a_late_joiner_contributes_until_it_is_revoked_and_reads_why(swarm: Swar
     wait_for_new_final_rounds(swarm.nodes)
 
 
-# ---- gone for good -----------------------------------------------------------------------------------
+# ---- wrong bytes --------------------------------------------------------------------------------------
+
+
+def test_deltas_damaged_on_a_disk_are_fetched_elsewhere(swarm: Swarm) -> None:
+    damaged_ms = now_ms()
+    told = len(log_of(swarm.cyd))
+    damaged = blob_files(swarm.cyd)
+    assert damaged
+    for path in damaged:
+        flip_a_bit(path)
+    reader, model = swarm.live.node("reader"), swarm.live.directory / "model"
+    report = reader.json("pull", str(swarm.link_by(swarm.cyd, swarm.bob).without_invite()), "--out", str(model))
+    assert report["digest"] == swarm.ada.final_rounds()[report["round"]]["checkpoint"]["digest"]
+    assert reader.json("verify", str(model))["ok"]
+    assert "A blob is damaged on this disk and is fetched again when it is needed" in log_of(swarm.cyd, after=told)
+    wait_for_contributions([swarm.cyd], since_ms=damaged_ms)
+    wait_for_new_final_rounds(swarm.nodes)
+
+
+def test_deltas_of_a_member_that_serves_garbage_are_left_out(swarm: Swarm) -> None:
+    eve = swarm.live.join(swarm.link, "eve", "--no-certify", "--no-start")
+    eve.start_as_liar()
+    wait_until("Eve offers deltas", lambda: len(eve.history()["contributions"]) >= 2, [eve, *swarm.nodes])
+    offered_ms = now_ms()
+    wait_for_new_final_rounds(swarm.nodes)
+    wait_for_contributions(swarm.nodes, since_ms=offered_ms)
+    for node in swarm.nodes:
+        assert node.members()["eve"]["accepted"] == 0
+        assert f"No more blobs from peer {eve.key[:8]}, which sent wrong bytes" in log_of(node)
+    eve.end()
+
+
+# ---- without the founder -----------------------------------------------------------------------------------
 
 
 def test_the_swarm_goes_on_without_its_founder(swarm: Swarm) -> None:
