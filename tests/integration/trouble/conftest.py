@@ -6,7 +6,7 @@ import pytest
 from troubled_swarm import Swarm, four_certifiers, nothing_final_is_lost
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
     with four_certifiers(tmp_path_factory.mktemp("swarm")) as swarm:
         yield swarm

@@ -1,1 +1,0 @@
-"""One swarm for all tests in this folder: starting four nodes costs a minute."""
