@@ -9,7 +9,7 @@ the growth that counts is theirs, after the warm-up, by the median of all pairwi
 
 Prints a table and writes JSON, as it goes: an interrupted run leaves its figures. The exit code is 0 when nothing is
 wrong: no evidence of a broken voting rule, no daemon that died by itself, every round that was seen final still final
-in the end, one model, rounds final until the end.
+in the end, one model, rounds final until the end, no error logged, and no growth beyond `--max-growth`.
 """
 
 import argparse
@@ -43,6 +43,7 @@ from soak_report import (  # noqa: E402
     Life,
     Sample,
     finality,
+    grown_too_much,
     growth,
     short_counts,
     table,
@@ -392,7 +393,8 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--window", type=float, default=20.0, help="seconds of a slot")
-    parser.add_argument("--warm-up", type=float, default=10.0, help="minutes before growth is measured")
+    parser.add_argument("--warm-up", type=float, default=10.0, help="minutes of a process's life before growth counts")
+    parser.add_argument("--max-growth", type=float, default=10.0, help="percent an hour, of memory and descriptors")
     parser.add_argument("--out", type=Path, default=ROOT / "scripts/bench/results/soak.json")
     parser.add_argument("--homes", type=Path, help="keep the homes and logs here")
     options = parser.parse_args()
@@ -437,6 +439,8 @@ def _set_up(live: LiveSwarm, options: argparse.Namespace) -> list[LiveNode]:
 def _report(soak: Soak, options: argparse.Namespace) -> dict[str, Any]:
     figures = soak.figures(warm_up_s=60 * options.warm_up)
     accused = [f"{figures['evidence']} pieces of evidence"] if figures["evidence"] else []
+    accused += [f"logged as an error {count} times: {line}" for line, count in figures["errors_logged"].items()]
+    accused += grown_too_much(figures["growth"], most=options.max_growth)
     return {
         "machine": {
             "machine": platform.platform(),
@@ -450,6 +454,7 @@ def _report(soak: Soak, options: argparse.Namespace) -> dict[str, Any]:
             "seed": options.seed,
             "window_s": options.window,
             "warm_up_minutes": options.warm_up,
+            "max_growth_percent_per_hour": options.max_growth,
         },
         "figures": figures,
         "wrong": [*soak.wrong, *accused],

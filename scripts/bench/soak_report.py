@@ -69,7 +69,7 @@ def growth(lives: Lives, *, spared: Sequence[str], warm_up_s: float, until_s: fl
     Args:
         lives: Samples of every process.
         spared: Nodes that no fault hit, whose processes are as old as the run.
-        warm_up_s: Samples before this are left out.
+        warm_up_s: Samples of the first so many seconds of each process's life are left out.
         until_s: When the run ended.
     """
     result: dict[str, dict[str, Any]] = {}
@@ -78,7 +78,7 @@ def growth(lives: Lives, *, spared: Sequence[str], warm_up_s: float, until_s: fl
             life: kept
             for life, samples in lives.items()
             if life.role == role
-            and len(kept := [sample for sample in samples if sample.at_s >= warm_up_s]) > 2
+            and len(kept := [sample for sample in samples if sample.at_s >= samples[0].at_s + warm_up_s]) > 2
             and kept[-1].at_s - kept[0].at_s >= MIN_LIFE * (until_s - warm_up_s)
         }
         if not warm:
@@ -97,6 +97,27 @@ def growth(lives: Lives, *, spared: Sequence[str], warm_up_s: float, until_s: fl
             "spared": old,
         }
     return result
+
+
+def grown_too_much(growth: Mapping[str, Mapping[str, Any]], *, most: float) -> list[str]:
+    """A sentence for every role that grew more: a spared node's process, or the median of all long-lived ones.
+
+    Args:
+        growth: What `growth` found.
+        most: Percent per hour.
+    """
+    found = []
+    for role, grown in growth.items():
+        for what in ("rss", "fds"):
+            rates = {each["node"]: each[f"{what}_percent_per_hour"] for each in grown["spared"]}
+            rates["the median node"] = grown[f"{what}_percent_per_hour_median"]
+            unit = "resident memory" if what == "rss" else "file descriptors"
+            found += [
+                f"{unit} of the {role} of {node} grew by {rate:.1f} % an hour, {most:g} % are allowed"
+                for node, rate in rates.items()
+                if rate >= most
+            ]
+    return found
 
 
 def _by_age(lives: Lives, role: str) -> list[tuple[float, float]]:

@@ -52,6 +52,23 @@ _COUNT_EVERY = 256
 IsMember = Callable[[bytes], bool]
 
 
+def forgive_forgotten_waits(loop: asyncio.AbstractEventLoop) -> None:
+    """Have the loop not report tasks that did nothing but wait for an event when they were forgotten.
+
+    hivemind's traversal leaves such a task behind for every question that runs when a search is broken off by its time
+    limit, as many are after a standstill. Nothing is lost with them, and asyncio would log an error for each.
+    """
+
+    def report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        task = context.get("task")
+        if isinstance(task, asyncio.Task) and getattr(task.get_coro(), "__qualname__", "") == "Event.wait":
+            logger.debug("%s: %r", context.get("message"), task)
+        else:
+            loop.default_exception_handler(context)
+
+    loop.set_exception_handler(report)
+
+
 class Directory:
     """Stores and finds records among the DHT nodes that this one knows."""
 
@@ -72,6 +89,7 @@ class Directory:
             is_member: Whether a key may use the members' dictionaries; None: not known, everybody may.
             client: Ask only, serve nobody: for a node that others cannot dial.
         """
+        forgive_forgotten_waits(asyncio.get_running_loop())
         node = await DHTNode.create(
             p2p=p2p,
             node_id=DHTID.generate(source=swarm + key.public_key),

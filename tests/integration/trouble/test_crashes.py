@@ -4,9 +4,12 @@ Whatever happens to one of four certifiers, nothing that was certified is lost, 
 it goes on by itself, with a sentence in its log.
 """
 
+import contextlib
+import itertools
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -29,6 +32,7 @@ from troubled_swarm import (
     log_of,
     objects_of,
     votes_of,
+    wait_for_rounds,
 )
 
 from fullrank_node.model.master import MasterStore
@@ -67,7 +71,7 @@ class Crash:
 @pytest.fixture(scope="module")
 def crashes(shared: Swarm) -> dict[str, Crash]:
     """Every node of a lane is killed at one point after the other, and in the end started as it should be."""
-
+    shared.make_whole(*shared.nodes)
     told = log_lengths(shared.nodes)
 
     def crash(node: LiveNode, point: str) -> Crash:
@@ -160,21 +164,38 @@ def test_half_written_weights_are_left_out_and_removed(swarm: Swarm, crashes: di
 
 def test_a_frozen_node_misses_rounds_and_catches_up(swarm: Swarm) -> None:
     """As many as may be away: with one of four certifiers frozen, rounds go on becoming final."""
-    others = [swarm.ada, swarm.cyd, swarm.dan]
-    before = len(log_of(swarm.bob))
-    family = swarm.bob.family()
-    for process in family:
+    with frozen_and_catching_up(swarm, swarm.bob):
+        wait_for_new_final_rounds([swarm.ada, swarm.cyd, swarm.dan], FROZEN_ROUNDS)
+
+
+def test_more_than_a_third_frozen_hold_up_finality_and_nothing_else(swarm: Swarm) -> None:
+    awake = [swarm.ada, swarm.dan]
+    with frozen_and_catching_up(swarm, swarm.bob, swarm.cyd):
+        wait_for_rounds(awake, 2)  # What was voted for before they froze may still become final.
+        final = {node.final_slot() for node in awake}
+        wait_for_rounds(awake, 2)
+        assert {node.final_slot() for node in awake} == final
+
+
+@contextlib.contextmanager
+def frozen_and_catching_up(swarm: Swarm, *nodes: LiveNode) -> Iterator[None]:
+    """All processes of these nodes stand still; afterwards the same ones catch up, and everybody goes on."""
+    before = log_lengths(nodes)
+    families = {node: node.family() for node in nodes}
+    for process in itertools.chain(*families.values()):
         process.send_signal(signal.SIGSTOP)
     try:
-        wait_for_new_final_rounds(others, FROZEN_ROUNDS)
+        yield
     finally:
-        for process in reversed(family):
-            process.send_signal(signal.SIGCONT)
+        for family in families.values():
+            for process in reversed(family):
+                process.send_signal(signal.SIGCONT)
     awake_ms = now_ms()
-    wait_for_contributions([swarm.bob], since_ms=awake_ms)
+    wait_for_contributions(nodes, since_ms=awake_ms)
     wait_for_new_final_rounds(swarm.nodes)
-    assert swarm.bob.daemon() == family[0]
-    assert re.search(r"This node stood still for \d+ s .*: it catches up", log_of(swarm.bob, after=before))
+    for node, family in families.items():
+        assert node.daemon() == family[0]
+        assert re.search(r"This node stood still for \d+ s .*: it catches up", log_of(node, after=before[node.name]))
     assert_nobody_is_accused(swarm.nodes)
     assert_one_history(swarm.nodes)
 

@@ -39,6 +39,25 @@ def test_a_node_behind_a_router_contributes_and_certifies(swarm: Swarm) -> None:
     wait_for_one_history(swarm.nodes)
 
 
+def test_three_make_rounds_final_without_the_fourth_which_comes_back(swarm: Swarm) -> None:
+    three = [swarm.bob, swarm.cyd, swarm.dan]
+    told = log_lengths(swarm.nodes)
+    swarm.lan.part(["ada"])
+    try:
+        wait_for_rounds([swarm.ada], 1)
+        final = swarm.ada.final_slot()
+        wait_for_new_final_rounds(three, 3)
+        wait_for_the_log([swarm.ada], "waiting for certifiers bob, cyd, dan.", after=told)
+        assert swarm.ada.final_slot() == final
+    finally:
+        swarm.lan.heal()
+    healed_ms = now_ms()
+    wait_for_one_history(swarm.nodes)
+    wait_for_the_log([swarm.ada], "Rounds become final again: slot ", after=told)
+    wait_for_contributions(swarm.nodes, since_ms=healed_ms)
+    assert_nobody_is_accused(swarm.nodes)
+
+
 def test_two_halves_go_on_and_become_one_again(swarm: Swarm) -> None:
     halves = [swarm.ada, swarm.bob], [swarm.cyd, swarm.dan]
     told = log_lengths(swarm.nodes)
