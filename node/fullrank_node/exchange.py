@@ -174,7 +174,7 @@ class Exchange:
         return inventory
 
     def _note_neighbour(self, peer: bytes, inventory: peer_pb2.Inventory) -> None:
-        """Remember how far a neighbour is, and dial where it says it can be reached."""
+        """Remember how far a neighbour is, and where it says it can be reached: dial there, now or after a restart."""
         self.head_slots[peer] = inventory.head_slot
         self.final_slots[peer] = inventory.final_slot
         if inventory.archive:
@@ -187,8 +187,6 @@ class Exchange:
     def _dial(self, address: str) -> None:
         network = self._network
         if network is None or len(self._dialling) >= 8 or len(address) > 200:
-            return
-        if any(address in info.addresses for info in network.peers()):
             return
 
         async def dial() -> None:

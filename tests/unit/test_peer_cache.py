@@ -102,6 +102,23 @@ def test_peers_seen_are_remembered_over_restarts(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["peers"] == [{"addresses": [address_of(BOB)], "last_seen_ms": 1000}]
 
 
+def test_a_peer_that_dialled_us_is_remembered_at_the_address_it_names(tmp_path: Path) -> None:
+    path = tmp_path / "peers.json"
+    cache = book(path)
+    cache.seen(BOB, now_ms=1_000)  # Connected, but nobody has said yet where it can be dialled.
+    cache.add(address_of(BOB))
+    cache.seen(BOB, now_ms=100_000)
+    cache.save(ports=[4001])
+    assert json.loads(path.read_text())["peers"] == [{"addresses": [address_of(BOB)], "last_seen_ms": 100_000}]
+    written = path.stat().st_mtime_ns
+    cache.seen(BOB, now_ms=100_000 + 59_999)
+    cache.save(ports=[4001])
+    assert path.stat().st_mtime_ns == written  # A peer that stays is no reason to write all the time.
+    cache.seen(BOB, now_ms=100_000 + 60_000)
+    cache.save(ports=[4001])
+    assert json.loads(path.read_text())["peers"][0]["last_seen_ms"] == 160_000
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"ports": [1], "peers": [{"addresses": ["nowhere"]}]}', "\0" * 99])
 def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "peers.json"
@@ -307,8 +324,11 @@ async def test_those_who_dial_us_count_too_and_the_lost_are_noticed() -> None:
     del bench.dialer.open[BOB]
     await seen(bench, lambda: BOB not in bench.connections)
     assert bench.changes == [(BOB, True), (BOB, False)]
+    known = bench.cache.add(address_of(CYD))
     bench.connections.alive(CYD)  # It asked something valid.
     assert bench.changes[-1] == (CYD, True)
+    assert known is not None
+    assert known.last_seen_ms == bench.now_ms()
     bench.dialer.down = True
     await seen(bench, lambda: bench.sick == 1)
     assert CYD in bench.connections

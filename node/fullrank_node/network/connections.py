@@ -159,6 +159,7 @@ class Connections:
     def alive(self, key: bytes, *, outbound: bool = False, latency_ms: float | None = None) -> None:
         """A peer has shown that it belongs to this swarm."""
         now_ms = self._clock.now_ms()
+        self._cache.seen(key, now_ms=now_ms)
         state = self._table.get(key)
         if state is not None:
             state.last_seen_ms = now_ms

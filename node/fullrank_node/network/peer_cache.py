@@ -1,7 +1,7 @@
 """Who was seen where, kept over restarts: the first bootstrap may be gone (protocol section 3).
 
 An address book in memory with a pause for each peer that does not answer, and a small JSON file of
-those that did. Every address is only a hint: the transport checks who answers there.
+those that were connected. Every address is only a hint: the transport checks who answers there.
 """
 
 import json
@@ -28,6 +28,10 @@ MAX_KNOWN_PEERS: Final = 2048
 MAX_FILE_BYTES: Final = 1 << 20
 
 _FIRST_PAUSE_S: Final = 1.0
+
+_SEEN_AGAIN_MS: Final = 60_000
+"""A peer that stays connected is noted as seen this often: the file need not be written for less."""
+
 _FORMAT: Final = 1
 
 
@@ -38,7 +42,7 @@ class KnownPeer:
     Attributes:
         bases: Addresses without peer id, the newest last, and why each did not answer last time.
         pinned: From the link or the configuration: never forgotten.
-        last_seen_ms: When it last answered at one of them; 0 when never.
+        last_seen_ms: When it was last connected, whoever had dialled; 0 when never.
         next_try_s: Loop time before which it is left in peace.
     """
 
@@ -103,8 +107,15 @@ class PeerCache:
         due = [peer for peer in self._peers.values() if peer.next_try_s <= now_s and peer.key not in without]
         return sorted(due, key=lambda peer: (not peer.pinned, -peer.last_seen_ms))
 
+    def seen(self, key: bytes, *, now_ms: int) -> None:
+        """A peer is connected; who dialled does not matter. Whoever starts again may have to dial it."""
+        peer = self._peers.get(key)
+        if peer is not None and (not peer.last_seen_ms or now_ms - peer.last_seen_ms >= _SEEN_AGAIN_MS):
+            peer.last_seen_ms = now_ms
+            self._changed = True
+
     def succeeded(self, key: bytes, *, now_ms: int) -> None:
-        """A peer answered."""
+        """A peer answered at one of its addresses."""
         peer = self._peers.get(key)
         if peer is None:
             return
