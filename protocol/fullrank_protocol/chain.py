@@ -189,13 +189,15 @@ def check_certifier_change(parent: ChainState, members: Members, *, at_once: fro
     if at_once:
         if changed != at_once:
             raise RejectError(
-                Rule.CERTIFIERS, "changes the certifier set beside what the root removes from a stalled chain"
+                Rule.CERTIFIERS,
+                f"changes the certifier set by {len(changed)} keys, required are exactly the {len(at_once)} "
+                "that the root removes from a stalled chain",
             )
         return
     if len(changed) > 1:
         raise RejectError(Rule.CERTIFIERS, f"changes the certifier set by {len(changed)} keys, 1 is allowed")
     if not members.certifiers:
-        raise RejectError(Rule.CERTIFIERS, "removes the last certifier")
+        raise RejectError(Rule.CERTIFIERS, "leaves 0 certifiers, at least 1 required")
     if changed and parent.certifier_change.slot > parent.final.slot:
         raise RejectError(
             Rule.CERTIFIERS,
@@ -245,12 +247,18 @@ def check_contributor(contribution: Contribution, parent: ChainState, *, genesis
     """
     author = contribution.member
     if (author, contribution.base_checkpoint) in parent.used:
-        raise RejectError(Rule.DUPLICATE, "is a second contribution of this member on the same base checkpoint")
+        raise second_contribution(contribution)
     if parent.members.may(author, ROLE_CONTRIBUTE):
         return False
     if genesis.membership.policy == Policy.OPEN and not parent.members.is_banned(author):
         return True
     raise RejectError(Rule.MEMBERSHIP, f"is by {author.hex()[:12]}, who {parent.members.why_shut_out(author)}")
+
+
+def second_contribution(contribution: Contribution) -> RejectError:
+    """What is said of another contribution of one member on one base: one is allowed."""
+    author, base = contribution.member.hex()[:12], contribution.base_checkpoint.hex()[:12]
+    return RejectError(Rule.DUPLICATE, f"is a second contribution of {author} on base {base}, 1 allowed")
 
 
 def is_ancestor(mark: Mark, of: ChainState, *, lookup: Lookup) -> bool:
@@ -320,7 +328,7 @@ def check_proposer(proposer: bytes, parent: ChainState) -> None:
 
 def _check_place(parent: ChainState, checkpoint: Checkpoint) -> None:
     if checkpoint.parent != parent.id:
-        raise RejectError(Rule.PARENT, "does not name this parent")
+        raise RejectError(Rule.PARENT, f"names parent {checkpoint.parent.hex()[:12]}, {parent.id.hex()[:12]} required")
     if checkpoint.slot <= parent.slot:
         raise RejectError(Rule.SLOT, f"has slot {checkpoint.slot}, its parent has {parent.slot}")
     is_normal = checkpoint.kind == CheckpointKind.NORMAL
@@ -328,9 +336,15 @@ def _check_place(parent: ChainState, checkpoint: Checkpoint) -> None:
         raise RejectError(Rule.ROUND, f"says round {checkpoint.round}, required is {parent.round + is_normal}")
     check_proposer(checkpoint.proposer, parent)
     if checkpoint.kind == CheckpointKind.CORRECTION:
-        raise RejectError(Rule.POLICY, "rule version 1 defines no corrections")
+        raise RejectError(
+            Rule.POLICY,
+            f"is of kind {checkpoint.kind} ({checkpoint.kind.name}), rule version 1 allows 1 (NORMAL) and 2 (EMPTY)",
+        )
     if not is_normal and parent.model_digest and checkpoint.model_digest != parent.model_digest:
-        raise RejectError(Rule.DIGEST, "changes the model without a contribution")
+        found, required = checkpoint.model_digest.hex()[:12], parent.model_digest.hex()[:12]
+        raise RejectError(
+            Rule.DIGEST, f"accepts 0 contributions and says digest {found}, its parent's {required} required"
+        )
 
 
 def _use_contributions(
@@ -349,7 +363,7 @@ def _use_contributions(
         _, from_round = contribution_staleness(contribution, parent, genesis=genesis, lookup=lookup)
         key = (contribution.member, contribution.base_checkpoint)
         if key in used:
-            raise RejectError(Rule.DUPLICATE, "holds two contributions of one member on one base checkpoint")
+            raise second_contribution(contribution)
         used[key] = from_round
         num_strangers += is_stranger
     if num_strangers > max_strangers(genesis):

@@ -5,6 +5,7 @@ parent is the chain's question, whether weights and digest are right is the reco
 """
 
 import enum
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -270,10 +271,15 @@ def _check_order(checkpoint: Checkpoint) -> None:
     check_ascending([vote.id for vote in checkpoint.votes], what="votes")
     check_ascending([item.id for item in checkpoint.evidence], what="evidence")
     check_ascending([entry.contribution_id for entry in checkpoint.corrected], what="corrected contributions")
-    if len({record.id for record in checkpoint.records}) != len(checkpoint.records):
-        raise RejectError(Rule.DUPLICATE, "a record is carried twice")
-    if len({(entry.member, entry.base_checkpoint) for entry in contributions}) != len(contributions):
-        raise RejectError(Rule.DUPLICATE, "two contributions of one member on one base")
+    for record, times in Counter(record.id for record in checkpoint.records).most_common(1):
+        if times > 1:
+            raise RejectError(Rule.DUPLICATE, f"record {record.hex()[:12]} is carried {times} times, 1 allowed")
+    pairs = Counter((entry.member, entry.base_checkpoint) for entry in contributions)
+    for (member, base), times in pairs.most_common(1):
+        if times > 1:
+            raise RejectError(
+                Rule.DUPLICATE, f"{times} contributions of {member.hex()[:12]} on base {base.hex()[:12]}, 1 allowed"
+            )
     late = next((vote for vote in checkpoint.votes if vote.target_slot >= checkpoint.slot), None)
     if late is not None:
         raise RejectError(

@@ -248,5 +248,7 @@ def _unpack(packed: bytes, num_entries: int, width: int) -> Int8Array:
         spread[:, place] = (octets << np.uint8(8 - width * (place + 1))) & highest
     flat = spread.reshape(-1)
     if flat[num_entries:].any():
-        raise RejectError(Rule.CODEC, "found set bits behind a packed array, required zeros")
+        raise RejectError(
+            Rule.CODEC, f"found set bits behind the {num_entries} entries of a packed array, required zeros"
+        )
     return flat[:num_entries].view(np.int8)

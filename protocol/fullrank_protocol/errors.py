@@ -42,6 +42,11 @@ class Rule(enum.IntEnum):
     POLICY = 27
 
 
+def rule_name(number: int) -> str:
+    """The name of a rule that a peer gives by its number; the number where this version does not know it."""
+    return next((rule.name for rule in Rule if rule == number), str(number))
+
+
 class ProtocolError(Exception):
     """Input that cannot be used. `detail` says what was found and what was required."""
 

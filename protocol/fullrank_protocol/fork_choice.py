@@ -153,7 +153,7 @@ class Tree:
         if parent is None:
             raise IgnoreError(f"parent {checkpoint.parent.hex()[:12]} is not known")
         if parent.verdict is False:
-            raise RejectError(Rule.PARENT, "follows a checkpoint that was refused")
+            raise RejectError(Rule.PARENT, f"follows {checkpoint.parent.hex()[:12]}, which was refused")
         return extend(parent.state, checkpoint, genesis=self.genesis, lookup=self.lookup)
 
     def add(self, checkpoint: Checkpoint) -> tuple[ChainState, list[Offence]]:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -88,9 +89,10 @@ def _check_base(base: wire.BaseModel) -> None:
         check_range(num_elements, 1, limits.MAX_ELEMENTS, what=f"the elements of {tensor.name}", rule=Rule.SHAPE)
     _check_files(base.files, max_bytes=limits.MAX_SMALL_FILE_BYTES)
     _check_files(base.weight_files, max_bytes=limits.MAX_BLOB_BYTES)
-    names = [entry.name.lower() for entry in (*base.files, *base.weight_files)]
-    if len(set(names)) != len(names):
-        raise RejectError(Rule.SCHEMA, "two files of the base model have the same name")
+    names = Counter(entry.name.lower() for entry in (*base.files, *base.weight_files))
+    for name, times in names.most_common(1):
+        if times > 1:
+            raise RejectError(Rule.SCHEMA, f"{times} files of the base model have the same name {name}, 1 allowed")
 
 
 def _check_files(files: Sequence[wire.FileEntry], *, max_bytes: int) -> None:

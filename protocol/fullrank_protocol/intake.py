@@ -12,6 +12,7 @@ from fullrank_protocol.chain import (
     check_base_slot,
     check_contributor,
     contribution_staleness,
+    second_contribution,
 )
 from fullrank_protocol.checkpoint import Checkpoint, contributions
 from fullrank_protocol.contribution import open_contribution
@@ -149,7 +150,7 @@ def _receive_contribution(state: RoundState, envelope: Envelope, now_ms: int) ->
     with _as_things_stand():
         contribution_staleness(contribution, head, genesis=state.genesis, lookup=state.tree.lookup)
         if (contribution.member, contribution.base_checkpoint) in state.offered:
-            raise RejectError(Rule.DUPLICATE, "is a second contribution of this member on the same base checkpoint")
+            raise second_contribution(contribution)
     offer(state, Candidate(contribution, received_at_ms=now_ms))
     yield Keep(envelope=envelope, slot=max(state.genesis.slot_at(now_ms), 0))
 
@@ -255,9 +256,9 @@ def _receive_evidence(state: RoundState, envelope: Envelope, now_ms: int) -> Ite
     evidence = open_evidence(envelope)
     members = state.tree.head().members
     if members.is_banned(evidence.accused):
-        raise IgnoreError("is against somebody who is excluded already")
+        raise IgnoreError(f"is against {evidence.accused.hex()[:12]}, who is excluded already")
     if any(other.accused == evidence.accused for other in state.evidence.values()):
-        raise IgnoreError("is a second piece against the same certifier")
+        raise IgnoreError(f"is a second piece against {evidence.accused.hex()[:12]}, 1 is kept")
     with _as_things_stand():
         members.exclude(evidence.accused, offence_slot=evidence.offence_slot)
     state.evidence[envelope.id] = evidence
@@ -270,8 +271,10 @@ def _receive_refusal(state: RoundState, envelope: Envelope, now_ms: int) -> Iter
     node = state.tree.nodes.get(refusal.checkpoint)
     if node is None:
         raise ParkedError(refusal.checkpoint)
-    if envelope.public_key not in node.state.newest_set | node.state.second_set:
-        raise RejectError(Rule.MEMBERSHIP, "is a refusal by somebody who is no certifier")
+    certifiers = node.state.newest_set | node.state.second_set
+    if refusal.certifier not in certifiers:
+        author = refusal.certifier.hex()[:12]
+        raise RejectError(Rule.MEMBERSHIP, f"is of {author}, none of its checkpoint's {len(certifiers)} certifiers")
     refused_by = state.refused_by.setdefault(refusal.checkpoint, set())
     if refusal.certifier in refused_by or len(refused_by) >= MAX_REFUSALS:
         raise HereError(Rule.DUPLICATE, f"comes after its author's own, or after {len(refused_by)} of this checkpoint")
@@ -291,7 +294,8 @@ def _receive_snapshot(state: RoundState, envelope: Envelope, now_ms: int) -> Ite
         raise RejectError(Rule.MEMBERSHIP, f"is of {snapshot.author.hex()[:12]}, no member at that checkpoint")
     newest = state.arrival.snapshots.get(snapshot.author)
     if newest is not None and newest.checkpoint == snapshot.checkpoint:
-        raise HereError(Rule.DUPLICATE, "is a second snapshot of this member of one checkpoint")
+        author, checkpoint = snapshot.author.hex()[:12], snapshot.checkpoint.hex()[:12]
+        raise HereError(Rule.DUPLICATE, f"is a second snapshot of {author} of checkpoint {checkpoint}, 1 allowed")
     if snapshot.author in state.arrival.distrusted or (newest is not None and newest.slot > snapshot.slot):
         return
     state.arrival.note(snapshot)

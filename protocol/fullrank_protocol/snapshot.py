@@ -211,7 +211,7 @@ def check_end(source: Reader) -> None:
         RejectError: CODEC.
     """
     if source.read(1):
-        raise RejectError(Rule.CODEC, "found bytes behind the snapshot's last module")
+        raise RejectError(Rule.CODEC, "found at least 1 byte behind the snapshot's last module, 0 required")
 
 
 def _frame_bound(size: int) -> int:

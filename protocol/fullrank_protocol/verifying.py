@@ -95,7 +95,10 @@ def _judge_contributions(state: RoundState, checkpoint: Checkpoint) -> tuple[Rul
             candidate.status is DeltaStatus.REFUSED and candidate.rule != refused.rule
         ):
             found = candidate.rule.name if candidate.rule is not None else "no fault"
-            return Rule.POLICY, f"refuses {refused.contribution.id.hex()[:12]} by rule {refused.rule}; found {found}"
+            return (
+                Rule.POLICY,
+                f"refuses {refused.contribution.id.hex()[:12]} by rule {refused.rule.name}, found {found}",
+            )
     return None
 
 

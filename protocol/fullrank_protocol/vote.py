@@ -131,7 +131,7 @@ def open_vote(envelope: Envelope) -> Vote:
             Rule.VOTE, f"the vote's source has slot {message.source_slot}, its target {message.target_slot}: not later"
         )
     if message.source == message.target:
-        raise RejectError(Rule.VOTE, "the vote's source is its target")
+        raise RejectError(Rule.VOTE, f"the vote's source and target are both {message.target.hex()[:12]}, two required")
     return Vote(
         id=envelope.id,
         voter=envelope.public_key,
@@ -180,7 +180,9 @@ def open_evidence(envelope: Envelope) -> Evidence:
             Rule.EVIDENCE, f"the votes are of two keys: {first.voter.hex()[:16]} and {second.voter.hex()[:16]}"
         )
     if first.id >= second.id:
-        raise RejectError(Rule.EVIDENCE, "the votes are not two in ascending order of id")
+        raise RejectError(
+            Rule.EVIDENCE, f"the votes {first.id.hex()[:12]} and {second.id.hex()[:12]} are not two with ascending ids"
+        )
     if not is_offence(first, second):
         raise RejectError(
             Rule.EVIDENCE,

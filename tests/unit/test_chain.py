@@ -92,14 +92,14 @@ def test_an_empty_checkpoint_keeps_the_model() -> None:
     tale = story()
     first = tale.round_of(tale.genesis, slot=1)
     assert tale.grow(first, slot=2).model_digest == first.model_digest
-    refuses(tale, first, Rule.DIGEST, "changes the model without a contribution", slot=3, model_digest=id_of("another"))
+    refuses(tale, first, Rule.DIGEST, "accepts 0 contributions and says digest", slot=3, model_digest=id_of("another"))
 
 
 def test_rule_version_1_knows_no_corrections() -> None:
     tale = story()
     corrected = [CorrectedContribution(contribution_id=id_of("old"), weight=Scaled.of(1.0))]
     fields = {"kind": CheckpointKind.CORRECTION, "corrected": corrected, "update_norm": Scaled.of(1.0)}
-    refuses(tale, tale.genesis, Rule.POLICY, "no corrections", slot=1, model_digest=BASE_DIGEST, **fields)
+    refuses(tale, tale.genesis, Rule.POLICY, "rule version 1 allows 1", slot=1, model_digest=BASE_DIGEST, **fields)
 
 
 def test_the_norms_of_the_newest_updates_are_kept_for_the_cap() -> None:
@@ -444,8 +444,9 @@ def test_a_second_contribution_on_one_base_is_refused_whatever_became_of_the_fir
     fields: dict[str, Any] = {first: [one]}
     state = tale.grow(tale.genesis, slot=1, **fields)
     state = tale.round_of(state, slot=2)
-    refuses(tale, state, Rule.DUPLICATE, "second contribution of this member on the same", slot=3, **{second: [other]})
-    refuses(tale, state, Rule.DUPLICATE, "second contribution", slot=3, **{second: [one]})
+    words = f"second contribution of {key('bob').hex()[:12]} on base {tale.genesis.id.hex()[:12]}, 1 allowed"
+    refuses(tale, state, Rule.DUPLICATE, words, slot=3, **{second: [other]})
+    refuses(tale, state, Rule.DUPLICATE, words, slot=3, **{second: [one]})
 
 
 def test_a_member_contributes_on_every_base_and_to_both_branches() -> None:

@@ -632,6 +632,18 @@ def test_logs_without_a_log_says_why(run: Run, home: Home) -> None:
     assert "fullrank start" in outcome.err
 
 
+@pytest.mark.parametrize("command", ["logs", "status", "members", "history"])
+def test_without_a_node_a_command_says_how_to_set_one_up(run: Run, command: str) -> None:
+    outcome = run(command)
+    assert outcome.code == ExitCode.NO_PEERS
+    assert "there is no node at" in outcome.err
+    assert "`fullrank join LINK` or `fullrank create`" in outcome.err
+
+
+def test_the_help_of_members_promises_what_it_shows(run: Run) -> None:
+    assert "everybody's last vote" in " ".join(run("members", "--help").out.split())
+
+
 # ---- founding, joining, pulling ----------------------------------------------------------------
 
 

@@ -417,7 +417,7 @@ async def test_why_a_peer_refused_what_it_was_offered_stands_in_the_log(caplog: 
     await until(lambda: caplog.records)
     outboxes.close(BOB)
     await asyncio.gather(*tasks, return_exceptions=True)
-    words = f"Peer {BOB.hex()[:8]} refused {CYD.hex()[:12]} by rule 16: is no certifier for this"
+    words = f"Peer {BOB.hex()[:8]} refused {CYD.hex()[:12]} by rule VOTE: is no certifier for this"
     assert [record.getMessage() for record in caplog.records] == [words] * 16
 
 

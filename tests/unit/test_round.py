@@ -383,7 +383,7 @@ def test_a_checkpoint_refuses_only_what_breaks_the_very_rule_it_names(verdict: R
     else:
         refusal = only(SignRefusal, actions)
         assert refusal.rule is Rule.POLICY
-        assert refusal.detail == f"refuses {bad.id.hex()[:12]} by rule 10; found {found}"
+        assert refusal.detail == f"refuses {bad.id.hex()[:12]} by rule RANK, found {found}"
 
 
 def test_a_blob_that_cannot_be_had_delays_the_vote_and_refuses_nothing() -> None:
@@ -435,7 +435,7 @@ def test_what_follows_a_refused_checkpoint_is_refused_with_it() -> None:
     machine.at(3)
     machine.receive(wrong)
     dropped = only(Drop, machine.receive(after))
-    assert (dropped.rule, dropped.detail) == (Rule.PARENT, "follows a checkpoint that was refused")
+    assert (dropped.rule, dropped.detail) == (Rule.PARENT, f"follows {wrong.id.hex()[:12]}, which was refused")
 
 
 def test_who_is_no_certifier_refuses_silently() -> None:
@@ -608,7 +608,7 @@ def test_one_piece_of_evidence_against_somebody_is_enough() -> None:
     machine.receive(*targets, tale.evidence(one, other, by="bob"))
     assert not some(SignEvidence, machine.receive(one, other))
     dropped = only(Drop, machine.receive(tale.evidence(one, other, by="cyd")))
-    assert (dropped.rule, dropped.detail) == (None, "is a second piece against the same certifier")
+    assert (dropped.rule, dropped.detail) == (None, f"is a second piece against {key('dan').hex()[:12]}, 1 is kept")
 
 
 def test_evidence_against_somebody_unknown_is_refused() -> None:

@@ -87,7 +87,7 @@ def test_the_retired_vote_no_more() -> None:
 def test_with_a_retirement_in_a_stall_nothing_else_changes_the_certifiers() -> None:
     tale = story(*FIVE)
     tip = stalled(tale, "ada bob cyd")
-    with pytest.raises(RejectError, match="beside what the root removes"):
+    with pytest.raises(RejectError, match="by 2 keys, required are exactly the 1 that the root removes"):
         tale.grow(tip, slot=6, records=[tale.leave("cyd"), tale.retirement("dan")])
 
 

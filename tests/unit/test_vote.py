@@ -61,7 +61,7 @@ def test_a_vote_reads_back() -> None:
     [
         (id_of("s"), 5, id_of("t"), 5, Rule.VOTE, "slot 5, its target 5"),
         (id_of("s"), 6, id_of("t"), 5, Rule.VOTE, "slot 6, its target 5"),
-        (id_of("s"), 3, id_of("s"), 5, Rule.VOTE, "source is its target"),
+        (id_of("s"), 3, id_of("s"), 5, Rule.VOTE, "source and target are both"),
         (id_of("s"), 0, id_of("t"), 5, Rule.SLOT, "the source has slot 0"),
         (SWARM.id, 1, id_of("t"), 5, Rule.SLOT, "the source has slot 1"),
         (SWARM.id, 0, id_of("t"), 0, Rule.SLOT, "the target has slot 0"),
@@ -143,7 +143,7 @@ def test_evidence_of_nothing_is_refused() -> None:
 def test_evidence_in_the_wrong_order_or_of_one_vote_twice_is_refused() -> None:
     first, second = ascending(vote(0, 5), vote(0, 5, target=" too"))
     for pair in [(second, first), (first, first)]:
-        with pytest.raises(RejectError, match="ascending order") as caught:
+        with pytest.raises(RejectError, match="are not two with ascending ids") as caught:
             open_evidence(evidence_of(*pair))
         assert caught.value.rule is Rule.EVIDENCE
 

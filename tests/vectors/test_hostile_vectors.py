@@ -6,6 +6,7 @@ objects in by; what the node holds afterwards is compared with what it held befo
 """
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,17 @@ def test_every_rule_that_hostile_objects_can_break_is_broken_by_one() -> None:
     found = {Rule(case["rule"]) for case in MALFORMED["refused"]}
     found |= {Rule(lie["rule"]) for context in LYING["contexts"] for lie in context["lies"] if lie["rule"] is not None}
     assert set(Rule) - found == {Rule.SHAPE, Rule.RANK, Rule.ZERO_NORM, Rule.BLOB}
+
+
+def test_every_reason_names_what_was_found() -> None:
+    """Ids and numbers; or the kind of thing that stands where another one should, or what is missing."""
+    cases = [*MALFORMED["refused"], *(lie for context in LYING["contexts"] for lie in context["lies"])]
+    details = {case["detail"] for case in cases if case["rule"] is not None or case["outcome"] == "ignored"}
+    of_kinds = re.compile(r"found an? .* where an? .* is required|a .* is carried as a record|.* has no [a-z_]+")
+    made_up = "makes up.weight not finite"  # What a vector's context says that recomputing gives.
+    assert [
+        each for each in details - {made_up} if not re.search(r"[0-9]", each) and not of_kinds.fullmatch(each)
+    ] == []
 
 
 def test_every_kind_of_object_has_malformed_and_lying_ones() -> None:

@@ -23,7 +23,11 @@ def logs(
     home: HomeOption = None,
 ) -> None:
     """Show the daemon's log."""
+    from fullrank_node.api.client import not_running
+
     place = home_of(home)
+    if not place.exists():
+        raise not_running(place)
     if not place.log_file.exists():
         raise NodeError(
             f"there is no log at {place.log_file}",

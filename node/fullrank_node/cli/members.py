@@ -7,7 +7,7 @@ from fullrank_node.cli.votes import last_vote_text
 
 
 def members(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Show the swarm's members and invites."""
+    """Show the swarm's members, who certifies and everybody's last vote, and the invites."""
     from fullrank_node.api.client import connect
     from fullrank_node.clock import SystemClock
 

@@ -13,6 +13,7 @@ from fullrank_node.network.asking import short
 from fullrank_node.network.frames import batches
 from fullrank_node.network.interface import NetworkError
 from fullrank_protocol.canonical import clip_text
+from fullrank_protocol.errors import rule_name
 from fullrank_protocol.limits import MAX_CHECKPOINT_BYTES, MAX_DETAIL_BYTES
 from fullrank_protocol.wire import peer_pb2
 
@@ -104,4 +105,6 @@ class _Outbox:
     def _tell_of(self, refused: Sequence[peer_pb2.RefusedObject]) -> None:
         for each in refused[:MAX_REFUSALS_TOLD]:
             detail = clip_text(each.detail, MAX_DETAIL_BYTES)
-            logger.info("Peer %s refused %s by rule %d: %s", short(self._peer), each.id.hex()[:12], each.rule, detail)
+            logger.info(
+                "Peer %s refused %s by rule %s: %s", short(self._peer), each.id.hex()[:12], rule_name(each.rule), detail
+            )
