@@ -94,9 +94,10 @@ def believe(state: RoundState, checkpoint: bytes) -> None:
     arrival.believed = tree.state(checkpoint).here
     for ancestor in opened:
         state.unverified.pop(ancestor, None)
-    for other in list(state.unverified):  # In order of arrival: parents first.
-        if note_if_beside(state, tree.state(other)):
-            del state.unverified[other]
+    for others in (state.left_behind, state.unverified):
+        for other in list(others):  # In order of arrival: parents first.
+            if note_if_beside(state, tree.state(other)):
+                del others[other]
 
 
 def snapshot_refused(state: RoundState, event: SnapshotRefused) -> Iterator[Action]:

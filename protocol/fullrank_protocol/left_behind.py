@@ -23,9 +23,14 @@ def is_open(state: RoundState, checkpoint: bytes) -> bool:
 
 
 def is_left_behind(state: RoundState, parent: ChainState) -> bool:
-    """Whether a child of `parent` does not follow this node's final checkpoint."""
+    """Whether a child of `parent` does not follow this node's final checkpoint.
+
+    While the parent is open, so is the child: both are left together.
+    """
     tree = state.tree
-    return tree.conflict is None and not is_ancestor(tree.final, parent, lookup=tree.lookup)
+    if tree.conflict is not None or parent.id in state.unverified:
+        return False
+    return not is_ancestor(tree.final, parent, lookup=tree.lookup)
 
 
 def leave_behind(state: RoundState, before: Mark) -> None:

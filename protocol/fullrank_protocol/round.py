@@ -10,8 +10,9 @@ with the objects from its store goes on where it was.
 ```
 object ──> parked ──(what it refers to arrives)──┐
    └─────> tree / candidates / records / votes <─┘
-contribution:  WAITING ─> CHECKING ─> READY | REFUSED | UNAVAILABLE ─(later)─> WAITING
+contribution:  WAITING ─> CHECKING ─> READY | REFUSED | UNAVAILABLE ─(later)─> CHECKING
 checkpoint:    placed ─> deltas checked ─> merged here ─> holds | refused ─> descendants too
+               below what is final: left behind; below a snapshot: beside (all in `transitions`)
 own duty:      adopt head ─> vote ─> finalise ─> propose at our turn ─> train
 ```
 """
@@ -62,7 +63,15 @@ from fullrank_protocol.round_io import (
     TrainingAllowed,
     TrainingEnded,
 )
-from fullrank_protocol.round_state import ASK_AGAIN_MS, FUTURE, MAX_CACHED_MERGES, DeltaStatus, RoundState, is_held
+from fullrank_protocol.round_state import (
+    ASK_AGAIN_MS,
+    FUTURE,
+    MAX_CACHED_MERGES,
+    DeltaStatus,
+    RoundState,
+    candidate_being_checked,
+    is_held,
+)
 from fullrank_protocol.verifying import check_deltas, merge_failed, verify_checkpoints
 
 
@@ -136,11 +145,11 @@ def _handle(state: RoundState, event: Event, now_ms: int) -> Iterator[Action]:  
         case ObjectReceived(envelope=envelope):
             yield from receive(state, envelope, now_ms)
         case DeltaChecked():
-            if (candidate := state.candidates.get(event.contribution_id)) is not None:
+            if (candidate := candidate_being_checked(state, event.contribution_id)) is not None:
                 candidate.status = DeltaStatus.READY if event.rule is None else DeltaStatus.REFUSED
                 candidate.rule, candidate.detail = event.rule, event.detail
         case DeltaUnavailable(contribution_id=contribution_id):
-            if (candidate := state.candidates.get(contribution_id)) is not None:
+            if (candidate := candidate_being_checked(state, contribution_id)) is not None:
                 candidate.status = DeltaStatus.UNAVAILABLE
                 state.unchecked[contribution_id] = candidate
                 candidate.retry_at_ms = now_ms + ASK_AGAIN_MS

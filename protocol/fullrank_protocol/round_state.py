@@ -261,6 +261,12 @@ def withdraw(state: RoundState, contribution_id: bytes) -> None:
         del state.offered[pair]
 
 
+def candidate_being_checked(state: RoundState, contribution_id: bytes) -> Candidate | None:
+    """The candidate that an answer about a delta is for; None where it was withdrawn, or answered already."""
+    candidate = state.candidates.get(contribution_id)
+    return candidate if candidate is not None and candidate.status is DeltaStatus.CHECKING else None
+
+
 def note_if_beside(state: RoundState, at: ChainState) -> bool:
     """Whether a checkpoint branches off below one that was taken by a snapshot: nobody here can recompute it."""
     arrival = state.arrival

@@ -26,7 +26,7 @@ CONTRIBUTION: Final = (
     Transition("checking", "ready", "holds"),
     Transition("checking", "refused", "the delta breaks a rule"),
     Transition("checking", "unavailable", "the blob is not to be had"),
-    Transition("unavailable", "waiting", "after a pause"),
+    Transition("unavailable", "checking", "asked for again after a pause"),
     Transition("ready", "waiting", "a merge failed here, so look again"),
     Transition("ready", OUTSIDE, "decided on by a final checkpoint, or too old"),
     Transition("refused", OUTSIDE, "the same"),
@@ -38,15 +38,16 @@ CONTRIBUTION: Final = (
 
 CHECKPOINT: Final = (
     Transition(OUTSIDE, "open", "its parent and bases are known, and its place is right"),
+    Transition(OUTSIDE, "left_behind", "the same, but it branches off below what is final"),
+    Transition(OUTSIDE, "beside", "the same, but it branches off below what a snapshot gave"),
     Transition("open", "holds", "recomputed and equal, or final by votes and taken by a snapshot"),
     Transition("open", "refused", "recomputed and different, or its parent is refused"),
+    Transition("open", "left_behind", "another branch has become final"),
+    Transition("open", "beside", "a snapshot was taken, from which it branches off below"),
+    Transition("left_behind", "beside", "the same"),
+    Transition("left_behind", "open", "finality is contradicted, and the root may choose it"),
 )
-"""A checkpoint in the tree; justified and final are read from votes (section 8)."""
-
-
-def is_listed(table: tuple[Transition, ...], before: str, after: str) -> bool:
-    """Whether the table has an arrow from one state to the other."""
-    return any((arrow.before, arrow.after) == (before, after) for arrow in table)
+"""A checkpoint in the tree: none ever leaves it. Justified and final are read from votes (section 8)."""
 
 
 def diagram(table: tuple[Transition, ...]) -> str:

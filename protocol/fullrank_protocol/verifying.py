@@ -26,9 +26,8 @@ from fullrank_protocol.wire import objects_pb2 as wire
 def check_deltas(state: RoundState, now_ms: int) -> Iterator[Action]:
     """Have every new contribution's blob fetched and decoded; ask again for one that was not to be had."""
     for candidate in list(state.unchecked.values()):
-        if candidate.status is DeltaStatus.UNAVAILABLE and candidate.retry_at_ms <= now_ms:
-            candidate.status = DeltaStatus.WAITING
-        if candidate.status is not DeltaStatus.WAITING or is_held(state, candidate.contribution, now_ms):
+        pauses = candidate.status is DeltaStatus.UNAVAILABLE and now_ms < candidate.retry_at_ms
+        if pauses or is_held(state, candidate.contribution, now_ms):
             continue
         base = state.tree.lookup(candidate.contribution.base_checkpoint)
         if base is not None:
