@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from fullrank_protocol import limits
 from fullrank_protocol.canonical import (
     check_id,
+    check_length,
     check_range,
     check_text,
     check_time_ms,
@@ -152,6 +153,7 @@ def _check_admission(message: wire.Admission) -> None:
     check_id(message.grant_id, what="the grant id")
     _check_roles(message.roles)
     check_text(message.name, limits.MAX_NAME_BYTES, what="the member's name")
+    check_length(message.invite_signature, limits.SIGNATURE_BYTES, what="the invite's signature")
 
 
 def _check_request(message: wire.TakeUp | wire.Leave) -> None:

@@ -1,14 +1,16 @@
 """Malformed checkpoints: wrong fields, counts, kinds and orders, and every wrong object inside (protocol section 5)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from chains import swarm_with
-from hostile.fields import Edits, put
-from hostile.forms import FOUR, Malformed, Sound, signed
+from google.protobuf.message import Message
+from hostile.fields import Edit, Edits, clear, put, together, wrong_ids
+from hostile.forms import FOUR, Malformed, Sound, forged, signed, within, wrong_bytes_within
 from swarms import id_of, key_of
 
 from fullrank_protocol import limits
+from fullrank_protocol.canonical import canonical_bytes
 from fullrank_protocol.errors import Rule
 from fullrank_protocol.scaled import Scaled
 from fullrank_protocol.wire import objects_pb2 as wire
@@ -23,9 +25,30 @@ def wrong_checkpoints(sound: Sound) -> Iterator[Malformed]:
         checkpoint = sound.full if faults is _orders else sound.checkpoint
         for what, rule, edit in faults(sound):
             message = wire.Checkpoint.FromString(checkpoint.envelope.payload)
-            edit(message)
-            data = signed(key_of("bob"), sound.swarm.id, wire.CHECKPOINT, message)
-            yield Malformed(kind="checkpoint", what=what, rule=rule, data=data, in_payload=True)
+            edit.change(message)
+            yield _malformed(sound, what, rule, message, edit.fields)
+    yield from _submessages(sound)
+
+
+def _malformed(sound: Sound, what: str, rule: Rule, payload: Message | bytes, fields: tuple[str, ...]) -> Malformed:
+    data = signed(key_of("bob"), sound.swarm.id, wire.CHECKPOINT, payload)
+    return Malformed(kind="checkpoint", what=what, rule=rule, data=data, in_payload=True, fields=fields)
+
+
+def _submessages(sound: Sound) -> Iterator[Malformed]:
+    """Every message inside the payload in every wrong form, and a text that is none."""
+    message = wire.Checkpoint.FromString(sound.checkpoint.envelope.payload)
+    message.corrected.add(contribution_id=id_of("x"), weight=ONE.to_wire())
+    payload = canonical_bytes(message)
+    for path in ("accepted", "accepted.weight", "refused", "corrected", "corrected.weight", "update_norm"):
+        for what, changed in wrong_bytes_within(message, path):
+            yield _malformed(sound, what, Rule.SCHEMA, changed, (path,))
+    numbers = [
+        wire.Checkpoint.DESCRIPTOR.fields_by_name["refused"].number,
+        wire.Refused.DESCRIPTOR.fields_by_name["detail"].number,
+    ]
+    changed = within(payload, numbers, b"\xff\xfe")
+    yield _malformed(sound, "a reason that is no UTF-8", Rule.SCHEMA, changed, ("refused.detail",))
 
 
 def _fields(sound: Sound) -> Edits:
@@ -33,46 +56,47 @@ def _fields(sound: Sound) -> Edits:
     return [
         ("kind 0", Rule.SCHEMA, put("kind", 0)),
         ("a kind that there is not", Rule.SCHEMA, put("kind", 4)),
-        ("a short parent", Rule.SCHEMA, put("parent", bytes(31))),
-        ("no parent", Rule.SCHEMA, put("parent", b"")),
-        ("a short digest", Rule.SCHEMA, put("model_digest", bytes(31))),
-        ("no digest", Rule.SCHEMA, put("model_digest", b"")),
+        *wrong_ids("parent", "model_digest"),
         ("slot 0", Rule.SLOT, put("slot", 0)),
         ("a slot that cannot be", Rule.SLOT, put("slot", slot)),
         ("the largest number for a slot", Rule.SLOT, put("slot", 2**64 - 1)),
         ("a round beyond its slot", Rule.ROUND, put("round", 3)),
         ("round 0 with contributions", Rule.ROUND, put("round", 0)),
-        ("no norm", Rule.SCHEMA, lambda message: message.ClearField("update_norm")),
-        ("an accepted contribution without a weight", Rule.SCHEMA, lambda m: m.accepted[0].ClearField("weight")),
+        ("no norm", Rule.SCHEMA, clear("update_norm")),
+        ("an accepted contribution without a weight", Rule.SCHEMA, clear("accepted.0.weight")),
         ("a contribution refused by rule 0", Rule.SCHEMA, put("refused.0.rule", 0)),
         ("a contribution refused by a rule that there is not", Rule.SCHEMA, put("refused.0.rule", 4096)),
         ("a reason of 401 bytes", Rule.SCHEMA, put("refused.0.detail", "x" * 401)),
         ("a line break in a reason", Rule.SCHEMA, put("refused.0.detail", "one\ntwo")),
+        ("an invisible character in a reason", Rule.SCHEMA, put("refused.0.detail", "one\u200btwo")),
     ]
 
 
 def _numbers(sound: Sound) -> Edits:
-    for name, path in (("the norm", "update_norm"), ("a weight", "accepted.0.weight")):
-        yield f"{name} with a mantissa below 128", Rule.NON_CANONICAL, put(f"{path}.mantissa", 64)
-        yield f"{name} with a mantissa above 255", Rule.NON_CANONICAL, put(f"{path}.mantissa", 256)
-        yield f"{name} with the largest mantissa that travels", Rule.NON_CANONICAL, put(f"{path}.mantissa", 2**32 - 1)
-        yield f"{name} as zero with an exponent", Rule.NON_CANONICAL, put(f"{path}.mantissa", 0)
-        yield f"{name} with an exponent above 255", Rule.NON_CANONICAL, put(f"{path}.exponent", 256)
-        yield f"{name} with an exponent below -256", Rule.NON_CANONICAL, put(f"{path}.exponent", -257)
+    taken_back = together(put("kind", wire.CORRECTION), clear("accepted"), clear("refused"), _corrected("x"))
+    places = {"the norm": "update_norm", "a weight": "accepted.0.weight", "a weight taken back": "corrected.0.weight"}
+    for name, path in places.items():
+        for words, field, value in (
+            ("with a mantissa below 128", "mantissa", 64),
+            ("with a mantissa above 255", "mantissa", 256),
+            ("with the largest mantissa that travels", "mantissa", 2**32 - 1),
+            ("as zero with an exponent", "mantissa", 0),
+            ("with an exponent above 255", "exponent", 256),
+            ("with an exponent below -256", "exponent", -257),
+        ):
+            edit = put(f"{path}.{field}", value)
+            edits = [taken_back] if path.startswith("corrected") else []
+            yield f"{name} {words}", Rule.NON_CANONICAL, Edit(edit.fields, together(*edits, edit).change)
 
 
 def _counts(sound: Sound) -> Edits:
     most = sound.swarm.genesis.rule.max_contributions
 
-    def many(name: str, count: int) -> Callable[[Any], object]:
-        return lambda message: getattr(message, name).extend([b"x"] * count)
+    def many(name: str, count: int) -> Edit:
+        return Edit((name,), lambda message: getattr(message, name).extend([b"x"] * count))
 
-    def entries(name: str, count: int) -> Callable[[Any], object]:
-        def edit(message: Any) -> None:
-            for _ in range(count):
-                getattr(message, name).add()
-
-        return edit
+    def entries(name: str, count: int) -> Edit:
+        return Edit((name,), lambda message: [getattr(message, name).add() for _ in range(count)])
 
     return [
         ("more contributions than the swarm's cohort", Rule.SIZE, entries("accepted", most)),
@@ -81,11 +105,15 @@ def _counts(sound: Sound) -> Edits:
         ("257 records", Rule.SIZE, many("records", limits.MAX_CARRIED_RECORDS + 1)),
         ("65 pieces of evidence", Rule.SIZE, many("evidence", limits.MAX_CARRIED_EVIDENCE + 1)),
         ("65537 corrected contributions", Rule.SIZE, entries("corrected", limits.MAX_CORRECTED + 1)),
-        ("more bytes than the swarm allows", Rule.SIZE, lambda message: message.votes.append(bytes(256 << 10))),
+        (
+            "more bytes than the swarm allows",
+            Rule.SIZE,
+            Edit(("votes",), lambda message: message.votes.append(bytes(256 << 10))),
+        ),
     ]
 
 
-def _swap(name: str) -> Callable[[Any], None]:
+def _swap(name: str) -> Edit:
     def edit(message: Any) -> None:
         items = getattr(message, name)
         entries = [items[1], items[0], *items[2:]]
@@ -95,16 +123,16 @@ def _swap(name: str) -> Callable[[Any], None]:
         del items[:]
         items.extend(copies)
 
-    return edit
+    return Edit((name,), edit)
 
 
-def _twice(name: str) -> Callable[[Any], None]:
+def _twice(name: str) -> Edit:
     def edit(message: Any) -> None:
         items = getattr(message, name)
         last = items[-1]
         items.append(last if isinstance(last, bytes) else type(last).FromString(last.SerializeToString()))
 
-    return edit
+    return Edit((name,), edit)
 
 
 def _orders(sound: Sound) -> Edits:
@@ -122,11 +150,6 @@ def _insides(sound: Sound) -> Edits:
     elsewhere = swarm_with(*FOUR, rule={"token_cap": 1})
     foreign = elsewhere.vote("ada", target=id_of("t"), target_slot=1).envelope.encode()
 
-    def forged(data: bytes) -> bytes:
-        message = wire.Envelope.FromString(data)
-        message.signature = bytes(64)
-        return message.SerializeToString(deterministic=True)
-
     lists = {
         "votes": (vote, contribution, "a contribution among the votes", Rule.SCHEMA),
         "records": (tale.grant().encode(), vote, "a vote among the records", Rule.RECORD),
@@ -142,10 +165,16 @@ def _insides(sound: Sound) -> Edits:
     yield "evidence among the records", Rule.RECORD, _only("records", lists["evidence"][0])
     yield "a checkpoint among the records", Rule.RECORD, _only("records", swarm.checkpoint_envelope().encode())
     for name in ("accepted", "refused"):
-        yield f"{name}: a vote for a contribution", Rule.SCHEMA, put(f"{name}.0.contribution", vote)
-        yield f"{name}: a forged contribution", Rule.SIGNATURE, put(f"{name}.0.contribution", forged(contribution))
         other = elsewhere.contribution("bob").envelope.encode()
-        yield f"{name}: a contribution of another swarm", Rule.SWARM, put(f"{name}.0.contribution", other)
+        for words, rule, data in (
+            ("a vote for a contribution", Rule.SCHEMA, vote),
+            ("junk for a contribution", Rule.SCHEMA, b"\xff"),
+            ("nothing for a contribution", Rule.VERSION, b""),
+            ("a contribution with a trailing byte", Rule.SCHEMA, contribution + b"\x00"),
+            ("a forged contribution", Rule.SIGNATURE, forged(contribution)),
+            ("a contribution of another swarm", Rule.SWARM, other),
+        ):
+            yield f"{name}: {words}", rule, put(f"{name}.0.contribution", data)
         empty = wire.Contribution.FromString(tale.contribution("bob").envelope.payload)
         empty.num_tokens = 0
         wrong = signed(key_of("bob"), swarm.id, wire.CONTRIBUTION, empty)
@@ -164,13 +193,13 @@ def _insides(sound: Sound) -> Edits:
     yield "evidence that is none", Rule.EVIDENCE, _only("evidence", data)
 
 
-def _only(name: str, data: bytes) -> Callable[[Any], None]:
+def _only(name: str, data: bytes) -> Edit:
     def edit(message: Any) -> None:
         items = getattr(message, name)
         del items[:]
         items.append(data)
 
-    return edit
+    return Edit((name,), edit)
 
 
 def _pairs(sound: Sound) -> Edits:
@@ -190,46 +219,46 @@ def _pairs(sound: Sound) -> Edits:
             message.update_norm.CopyFrom((ONE if message.accepted else ZERO).to_wire())
 
         words = one if one == other else f"{one} and {other}"
-        yield f"two contributions of one member on one base, {words}", Rule.DUPLICATE, edit
+        yield f"two contributions of one member on one base, {words}", Rule.DUPLICATE, Edit((one, other), edit)
+
+
+def _corrected(*names: str) -> Edit:
+    """Takes back as many contributions."""
+
+    def edit(message: Any) -> None:
+        for each in sorted(map(id_of, names)):
+            message.corrected.add(contribution_id=each, weight=ONE.to_wire())
+
+    return Edit(("corrected",), edit)
 
 
 def _kinds(sound: Sound) -> Edits:
-    def clear(*names: str) -> Callable[[Any], None]:
-        def edit(message: Any) -> None:
-            for name in names:
-                message.ClearField(name)
+    del sound
 
-        return edit
+    def becomes(kind: wire.CheckpointKind, *edits: Edit) -> Edit:
+        return together(put("kind", kind), *edits)
 
-    def becomes(kind: wire.CheckpointKind, *edits: Callable[[Any], object]) -> Callable[[Any], None]:
-        def edit(message: Any) -> None:
-            message.kind = kind
-            for each in edits:
-                each(message)
+    def correction(*edits: Edit) -> Edit:
+        """One that is right but for the last edit, which it is about."""
+        return Edit(edits[-1].fields, becomes(wire.CORRECTION, nothing, *edits).change)
 
-        return edit
-
-    def corrected(*ids: str, weight: bool = True) -> Callable[[Any], None]:
-        def edit(message: Any) -> None:
-            for each in sorted(map(id_of, ids)):
-                message.corrected.add(contribution_id=each, weight=ONE.to_wire() if weight else None)
-
-        return edit
-
-    nothing = clear("accepted", "refused")
-    none = put("update_norm.mantissa", 0), put("update_norm.exponent", 0)
-    wrong_order = [corrected("x", "y"), _swap("corrected")]
-    short = corrected("x"), put("corrected.0.contribution_id", bytes(31))
+    nothing = together(clear("accepted"), clear("refused"))
+    none = together(put("update_norm.mantissa", 0), put("update_norm.exponent", 0))
+    back = _corrected("x")
     return [
         ("normal with nothing accepted", Rule.SCHEMA, becomes(wire.NORMAL, nothing)),
-        ("normal that takes back", Rule.SCHEMA, corrected("x")),
-        ("empty that accepts", Rule.SCHEMA, becomes(wire.EMPTY, *none)),
+        ("normal that takes back", Rule.SCHEMA, back),
+        ("empty that accepts", Rule.SCHEMA, becomes(wire.EMPTY, none)),
         ("empty with a norm", Rule.SCHEMA, becomes(wire.EMPTY, nothing)),
-        ("empty that takes back", Rule.SCHEMA, becomes(wire.EMPTY, nothing, *none, corrected("x"))),
+        ("empty that takes back", Rule.SCHEMA, becomes(wire.EMPTY, nothing, none, back)),
         ("a correction of nothing", Rule.SCHEMA, becomes(wire.CORRECTION, nothing)),
-        ("a correction that accepts", Rule.SCHEMA, becomes(wire.CORRECTION, clear("refused"), corrected("x"))),
-        ("a correction that refuses", Rule.SCHEMA, becomes(wire.CORRECTION, clear("accepted"), corrected("x"))),
-        ("a correction without a weight", Rule.SCHEMA, becomes(wire.CORRECTION, nothing, corrected("x", weight=False))),
-        ("a correction with a short id", Rule.SCHEMA, becomes(wire.CORRECTION, nothing, *short)),
-        ("a correction out of order", Rule.SCHEMA, becomes(wire.CORRECTION, nothing, *wrong_order)),
+        ("a correction that accepts", Rule.SCHEMA, becomes(wire.CORRECTION, clear("refused"), back)),
+        ("a correction that refuses", Rule.SCHEMA, becomes(wire.CORRECTION, clear("accepted"), back)),
+        ("a correction without a weight", Rule.SCHEMA, correction(back, clear("corrected.0.weight"))),
+        *(
+            (f"a correction with {words}", rule, correction(back, edit))
+            for words, rule, edit in wrong_ids("corrected.0.contribution_id")
+        ),
+        ("a correction out of order", Rule.SCHEMA, correction(_corrected("x", "y"), _swap("corrected"))),
+        ("a correction twice", Rule.SCHEMA, correction(back, _twice("corrected"))),
     ]

@@ -4,7 +4,7 @@ Each fault is made where a hostile sender would make it: in the bytes of the env
 the payload, or in the payload's fields; and signed again where the signature should not be what is found.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -44,6 +44,8 @@ class Malformed:
         rule: By which it is refused.
         data: The bytes that travel.
         in_payload: The envelope opens; what is wrong is inside.
+        fields: What the fault is about, as paths with dots from the payload on; those of the envelope begin with
+            "envelope". None where it is about the bytes of the whole.
     """
 
     kind: str
@@ -51,6 +53,7 @@ class Malformed:
     rule: Rule
     data: bytes
     in_payload: bool
+    fields: tuple[str, ...] = ()
 
 
 class Sound:
@@ -133,6 +136,28 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             return value, at
 
 
+def within(data: bytes, numbers: Sequence[int], content: bytes) -> bytes:
+    """A message with other bytes in its first field of the first number, or in that one's of the second, and so on."""
+    number, *deeper = numbers
+    fields = fields_of(data)
+    at = next(i for i, (found, _) in enumerate(fields) if found == number)
+    if deeper:
+        _, begin = _varint(fields[at][1], 0)
+        _, begin = _varint(fields[at][1], begin)
+        content = within(fields[at][1][begin:], deeper, content)
+    changed = _encoded(number << 3 | 2) + _encoded(len(content)) + content
+    return b"".join([*(each for _, each in fields[:at]), changed, *(each for _, each in fields[at + 1 :])])
+
+
+def _encoded(value: int) -> bytes:
+    """A varint."""
+    octets = bytearray()
+    while value >= 0x80:
+        octets.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*octets, value])
+
+
 def wrong_bytes(data: bytes, message: type[Message]) -> Iterator[tuple[str, bytes]]:
     """The bytes of a message in every form but its own; all are refused by rule 4."""
     fields = fields_of(data)
@@ -142,6 +167,7 @@ def wrong_bytes(data: bytes, message: type[Message]) -> Iterator[tuple[str, byte
     yield "a trailing zero", data + b"\x00"
     yield "an unknown field", data + b"\x78\x01"
     yield "an unfinished group", data + b"\x7b"
+    yield "a group", data + b"\x7b\x7c"
     yield "a field twice", first + data
     yield "a padded tag", bytes([first[0] | 0x80, 0]) + data[1:]
     yield "another wire type", bytes([first[0] & 0xF8 | 5]) + bytes(4) + data[len(first) :]
@@ -157,6 +183,18 @@ def wrong_bytes(data: bytes, message: type[Message]) -> Iterator[tuple[str, byte
         is_bytes = descriptors[singular[0]].type in (9, 12)
         explicit = (singular[0], bytes([singular[0] << 3 | (2 if is_bytes else 0), 0]))
         yield "an explicit default", b"".join(each for _, each in sorted([*fields, explicit], key=lambda pair: pair[0]))
+
+
+def wrong_bytes_within(message: Message, path: str) -> Iterator[tuple[str, bytes]]:
+    """A message with one inside it, given as a path with dots, in every form but its own; as `wrong_bytes`."""
+    numbers: list[int] = []
+    inner: Any = message
+    for name in path.split("."):
+        field = inner.DESCRIPTOR.fields_by_name[name]
+        numbers.append(field.number)
+        inner = getattr(inner, name)[0] if field.is_repeated else getattr(inner, name)
+    for what, data in wrong_bytes(canonical_bytes(inner), type(inner)):
+        yield f"{path}: {what}", within(canonical_bytes(message), numbers, data)
 
 
 # ---- envelopes -----------------------------------------------------------------------------------
@@ -190,15 +228,16 @@ def _in_envelope(envelope: Envelope) -> Iterator[Malformed]:
     kind = type_name(envelope.type)
     good = envelope.encode()
 
-    def fault(what: str, rule: Rule, data: bytes) -> Malformed:
-        return Malformed(kind=kind, what=what, rule=rule, data=data, in_payload=False)
+    def fault(what: str, rule: Rule, data: bytes, fields: Iterable[str] = ()) -> Malformed:
+        names = tuple(f"envelope.{name}" for name in fields)
+        return Malformed(kind=kind, what=what, rule=rule, data=data, in_payload=False, fields=names)
 
     def put(what: str, rule: Rule, *, sign: bool = True, **fields: Any) -> Malformed:
         def edit(message: wire.Envelope) -> None:
             for name, value in fields.items():
                 setattr(message, name, value)
 
-        return fault(what, rule, _edited(envelope, edit, sign=sign))
+        return fault(what, rule, _edited(envelope, edit, sign=sign), fields)
 
     for what, data in wrong_bytes(good, wire.Envelope):
         yield fault(f"envelope: {what}", Rule.SCHEMA, data)
@@ -246,6 +285,13 @@ def signed(signer: SigningKey, swarm: bytes, type_: int, payload: bytes | Messag
     message.signature = signer.sign(
         pre_authentication_encoding(version=1, swarm=swarm, type=type_, payload=data, public_key=signer.public_key)
     )
+    return canonical_bytes(message)
+
+
+def forged(data: bytes) -> bytes:
+    """An envelope under a signature of zeros."""
+    message = wire.Envelope.FromString(data)
+    message.signature = bytes(64)
     return canonical_bytes(message)
 
 

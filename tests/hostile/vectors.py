@@ -103,6 +103,7 @@ def _refused(case: Malformed, genesis: Genesis) -> dict[str, Any]:
         "rule": int(case.rule),
         "detail": error.detail,
         "in_payload": case.in_payload,
+        "fields": list(case.fields),
         "envelope": packed(case.data),
     }
 
