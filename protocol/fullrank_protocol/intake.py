@@ -202,6 +202,8 @@ def _receive_vote(state: RoundState, envelope: Envelope, now_ms: int) -> Iterato
     vote = open_vote(envelope)
     _note_own_vote(state, vote)
     if state.tree.lookup(vote.target) is None:
+        if state.is_no_checkpoint(vote.target):
+            raise RejectError(Rule.VOTE, f"names {vote.target.hex()[:12]} as its target, which is no checkpoint")
         raise ParkedError(vote.target)
     offences = state.tree.add_vote(vote)
     yield Keep(envelope=envelope, slot=vote.target_slot)
@@ -256,7 +258,9 @@ def _receive_evidence(state: RoundState, envelope: Envelope, now_ms: int) -> Ite
     evidence = open_evidence(envelope)
     members = state.tree.head().members
     if members.is_banned(evidence.accused):
-        raise IgnoreError(f"is against {evidence.accused.hex()[:12]}, who is excluded already")
+        raise IgnoreError(
+            f"is against {evidence.accused.hex()[:12]}, who {members.why_shut_out(evidence.accused)} already"
+        )
     if any(other.accused == evidence.accused for other in state.evidence.values()):
         raise IgnoreError(f"is a second piece against {evidence.accused.hex()[:12]}, 1 is kept")
     with _as_things_stand():
@@ -276,8 +280,13 @@ def _receive_refusal(state: RoundState, envelope: Envelope, now_ms: int) -> Iter
         author = refusal.certifier.hex()[:12]
         raise RejectError(Rule.MEMBERSHIP, f"is of {author}, none of its checkpoint's {len(certifiers)} certifiers")
     refused_by = state.refused_by.setdefault(refusal.checkpoint, set())
-    if refusal.certifier in refused_by or len(refused_by) >= MAX_REFUSALS:
-        raise HereError(Rule.DUPLICATE, f"comes after its author's own, or after {len(refused_by)} of this checkpoint")
+    if refusal.certifier in refused_by:
+        author, checkpoint = refusal.certifier.hex()[:12], refusal.checkpoint.hex()[:12]
+        raise HereError(Rule.DUPLICATE, f"is a second refusal by {author} of checkpoint {checkpoint}, 1 allowed")
+    if len(refused_by) >= MAX_REFUSALS:
+        raise HereError(
+            Rule.DUPLICATE, f"comes after {len(refused_by)} refusals of its checkpoint, {MAX_REFUSALS} kept"
+        )
     refused_by.add(refusal.certifier)
     yield Keep(envelope=envelope, slot=node.state.slot)
 

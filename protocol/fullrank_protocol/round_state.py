@@ -220,6 +220,10 @@ class RoundState:
         """Objects that wait for something they refer to."""
         return len(self.parked)
 
+    def is_no_checkpoint(self, object_id: bytes) -> bool:
+        """Whether it is another kind of object that is here: nothing need wait for a checkpoint of that id."""
+        return object_id in self.known and object_id not in self.refused and object_id not in self.tree.nodes
+
     def has(self, object_id: bytes) -> bool:
         """Whether an object was handled already, or waits: it need not be asked for."""
         return object_id in self.known or self.parked.holds(object_id)

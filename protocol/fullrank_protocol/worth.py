@@ -53,6 +53,8 @@ def place(state: RoundState, envelope: Envelope, now_ms: int) -> tuple[Checkpoin
         _hold(state, envelope, ends_ms)
     parent = state.tree.nodes.get(found.parent)
     if parent is None:
+        if state.is_no_checkpoint(found.parent):
+            raise RejectError(Rule.PARENT, f"names {found.parent.hex()[:12]} as its parent, which is no checkpoint")
         raise ParkedError(found.parent)
     _check_worth(state, envelope, found, parent, now_ms)
     turn = state.in_turn.setdefault((found.slot, envelope.public_key), set())

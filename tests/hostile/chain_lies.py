@@ -124,6 +124,11 @@ def _lying_places(context: Context, three: ChainState) -> None:
     context.add("a checkpoint that branches off below what is final", Outcome.LEFT_BEHIND, beside)
     orphan = tale.swarm.checkpoint("ada", kind=CheckpointKind.EMPTY, parent=id_of("unknown"), slot=4)
     context.add("a checkpoint whose parent is unknown", Outcome.WAITS, orphan)
+    for what, other in (("vote", context.told[4]), ("contribution", tale.contribution("ada"))):
+        named = tale.swarm.checkpoint("ada", kind=CheckpointKind.EMPTY, parent=other.id, slot=4)
+        context.add(f"a checkpoint whose parent is a {what}", Rule.PARENT, named)
+        vote = tale.swarm.vote("ada", target=other.id, target_slot=4)
+        context.add(f"a vote whose target is a {what}", Rule.VOTE, vote)
     context.add("a checkpoint sent again", Outcome.NOTHING, context.told[1])
     early = context.next(three, slot=30)
     context.add("a checkpoint of a slot to come", Outcome.WAITS, early)
@@ -184,6 +189,12 @@ def _lying_numbers(context: Context, three: ChainState) -> None:
         context.recomputed(what, rule, _seal(tale, context.first(three, 4), **(given | fields)))
 
     one_bit, twice = Scaled(mantissa=129, exponent=-7), Scaled(mantissa=128, exponent=-6)
+    dan = tale.contribution("dan", three)
+    context.weights[dan.id] = Scaled.of(2.0)
+    exchanged = {good.id: Scaled.of(2.0), dan.id: Scaled.of(1.0)}
+    both = context.next(three, slot=4, accepted=[good, dan])
+    pair = [AcceptedContribution(contribution=each, weight=exchanged[each.id]) for each in (good, dan)]
+    numbers("two weights exchanged", Rule.WEIGHTS, accepted=pair, model_digest=both.model_digest)
     flipped = bytes([right.model_digest[0] ^ 1]) + right.model_digest[1:]
     numbers("a weight that differs in its last bit", Rule.WEIGHTS, weight=one_bit)
     numbers("a weight that differs in its exponent", Rule.WEIGHTS, weight=twice)

@@ -17,6 +17,7 @@ from fullrank_protocol.contribution import Contribution
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import Rule
 from fullrank_protocol.proposing import proposer_order
+from fullrank_protocol.scaled import Scaled
 from fullrank_protocol.vote import Evidence, Vote
 
 FOUR = ("ada", "bob", "cyd", "dan")
@@ -35,6 +36,10 @@ class Outcome(enum.StrEnum):
     """It has a place in the tree, is recomputed, and is refused there by a rule."""
     LEFT_BEHIND = "left behind"
     """It has a place in the tree below what is final, and nobody looks at its numbers."""
+    KEPT = "kept"
+    """It is in order, kept and counted, and nothing else comes of it."""
+    EVIDENCE = "evidence"
+    """It is in order and kept, and it convicts somebody: evidence of that is kept, too."""
     NOTHING = "nothing"
     """Nothing is said about it."""
 
@@ -69,6 +74,7 @@ class Context:
         told: Objects in the order in which they came before.
         faulty: Contributions whose delta breaks a rule; all others hold.
         spoils: Contributions that make the weights not finite when they are merged.
+        weights: Of contributions that merging does not weigh with 1.
         lies: What comes then; each alone.
     """
 
@@ -79,6 +85,7 @@ class Context:
     told: list[Envelope]
     faulty: dict[bytes, tuple[Rule, str]] = field(default_factory=dict)
     spoils: set[bytes] = field(default_factory=set)
+    weights: dict[bytes, Scaled] = field(default_factory=dict)
     lies: list[Lie] = field(default_factory=list)
 
     def first(self, parent: ChainState, slot: int) -> str:

@@ -182,6 +182,9 @@ def _shut_out() -> Context:
         tale.evidence(evidence.first, evidence.second, by="cyd"),
     )
     context.add("more evidence against the excluded", Outcome.IGNORED, tale.evidence(*later))
+    for name, who, outcome in (("hal", "the revoked", Outcome.IGNORED), ("gus", "one who has left", Outcome.EVIDENCE)):
+        double = [tale.swarm.vote(name, target=id_of(target), target_slot=5) for target in ("x", "y")]
+        context.add(f"evidence against {who}", outcome, tale.evidence(*double))
     again = context.next(head, slot=7, evidence=[tale.evidence(*later)])
     context.add("a checkpoint with evidence against the excluded", Rule.DUPLICATE, again)
     same = context.next(head, slot=7, evidence=[evidence])

@@ -40,7 +40,9 @@ def described(context: Context) -> dict[str, Any]:
 class Receiver(Machine):
     """The node of a context, which has been told everything and has done what was due."""
 
-    def __init__(self, context: dict[str, Any], *, learns_merges: bool = False) -> None:
+    def __init__(
+        self, context: dict[str, Any], *, learns_merges: bool = False, weights: dict[bytes, Scaled] | None = None
+    ) -> None:
         genesis = open_genesis(bytes.fromhex(context["genesis"]))
         super().__init__(Story(Swarm(genesis)))
         self.key = SigningKey.from_seed(bytes.fromhex(context["node_seed"]))
@@ -48,6 +50,7 @@ class Receiver(Machine):
         self.state.base_digest = bytes.fromhex(context["base_digest"])
         self.merges: list[dict[str, Any]] = [] if learns_merges else context["merges"]
         self._learns = learns_merges
+        self._weights = weights or {}
         self._not_finite = {bytes.fromhex(each) for each in context["not_finite"]}
         for each in context["faulty_deltas"]:
             contribution = bytes.fromhex(each["contribution"])
@@ -76,6 +79,10 @@ class Receiver(Machine):
             return Outcome.WAITS, None, ""
         if envelope.id in self.state.left_behind and any(each.envelope == envelope for each in some(io.Keep, actions)):
             return Outcome.LEFT_BEHIND, None, ""
+        if actions and (some(io.SignEvidence, actions) or envelope.id in self.state.evidence):
+            return Outcome.EVIDENCE, None, ""
+        if [type(action) for action in actions] == [io.Keep]:
+            return Outcome.KEPT, None, ""
         assert not actions, f"nothing is said and yet something is done: {actions}"
         return Outcome.NOTHING, None, ""
 
@@ -95,11 +102,13 @@ class Receiver(Machine):
         )
 
     def _learn(self, merged: io.Merged) -> None:
+        pairs = zip(merged.key.contribution_ids, merged.weights, strict=True)
+        weights = [self._weights.get(contribution, weight) for contribution, weight in pairs]
         self.merges.append(
             {
                 "parent": merged.key.parent.hex(),
                 "contributions": [each.hex() for each in merged.key.contribution_ids],
-                "weights": [[each.mantissa, each.exponent] for each in merged.weights],
+                "weights": [[each.mantissa, each.exponent] for each in weights],
                 "update_norm": [merged.update_norm.mantissa, merged.update_norm.exponent],
                 "model_digest": merged.model_digest.hex(),
             }
@@ -119,6 +128,8 @@ class Receiver(Machine):
             "records": set(state.records),
             "evidence": set(state.evidence),
             "own votes": set(state.own_votes),
+            "refusals": {each: frozenset(authors) for each, authors in state.refused_by.items()},
+            "chosen": tree.chosen,
             "snapshots": {author: hint.id for author, hint in state.arrival.snapshots.items()},
             "waiting": {each: [e.id for e in state.parked.waiting_for(each)] for each in state.parked},
             "turns": {turn: frozenset(ids) for turn, ids in state.in_turn.items() if ids},

@@ -15,6 +15,7 @@ from hostile.forms import Malformed, Sound, wrong_forms
 from hostile.lies import Context, Lie
 from hostile.member_lies import member_contexts
 from hostile.receiver import Found, Receiver, described
+from hostile.vote_lies import vote_contexts
 
 from fullrank_protocol.checkpoint import open_checkpoint
 from fullrank_protocol.contribution import open_contribution
@@ -110,7 +111,7 @@ def _refused(case: Malformed, genesis: Genesis) -> dict[str, Any]:
 
 def lying_vector() -> dict[str, Any]:
     """What a node was told, and then each lie with what becomes of it there."""
-    return {"contexts": [_context(context) for context in (*chain_contexts(), *member_contexts())]}
+    return {"contexts": [_context(context) for context in (*chain_contexts(), *member_contexts(), *vote_contexts())]}
 
 
 def _context(context: Context) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def _context(context: Context) -> dict[str, Any]:
     merges: dict[str, Any] = {}
     lies = []
     for lie in context.lies:
-        receiver = Receiver(content, learns_merges=True)
+        receiver = Receiver(content, learns_merges=True, weights=context.weights)
         found = receiver.told(lie.envelope)
         if (*found[:2], receiver.blames_sender) != (lie.outcome, lie.rule, lie.blames_sender):
             raise AssertionError(f"{context.name}, {lie.what}: {found} {receiver.blames_sender}, not {lie}")

@@ -352,7 +352,8 @@ def test_of_one_certifier_one_refusal_of_a_checkpoint_is_kept() -> None:
 
     actions = machine.receive(*(refusal("dan", f"differs in byte {number}") for number in range(9)))
     assert len(some(Keep, actions)) == 1
-    assert dropped(actions) == [(Rule.DUPLICATE, "comes after its author's own, or after 1 of this checkpoint")] * 8
+    words = f"is a second refusal by {key('dan').hex()[:12]} of checkpoint {one.id.hex()[:12]}, 1 allowed"
+    assert dropped(actions) == [(Rule.DUPLICATE, words)] * 8
     assert not any(drop.blames_sender for drop in some(Drop, actions))
     assert len(some(Keep, machine.receive(refusal("cyd", "differs")))) == 1
 

@@ -45,6 +45,7 @@ REFUSED_BY_CHAIN = [
     if lie["outcome"] == "refused"
     and lie["object"] not in ("refusal", "snapshot", "choice")  # The chain does not look at them.
     and not lie["what"].endswith("while the first waits")  # What waits is no chain's affair.
+    and not re.search("(parent|target) is a (vote|contribution)$", lie["what"])  # A chain knows checkpoints only.
 ]
 
 MAY_CHANGE: dict[Outcome, set[str]] = {
@@ -53,7 +54,9 @@ MAY_CHANGE: dict[Outcome, set[str]] = {
     Outcome.NOTHING: set(),
     Outcome.WAITS: {"waiting", "turns"},
     Outcome.LEFT_BEHIND: {"checkpoints", "votes", "turns", "kept"},
-    Outcome.DOES_NOT_HOLD: {"checkpoints", "votes", "candidates", "turns", "kept"},
+    Outcome.KEPT: {"votes", "justified", "records", "chosen", "snapshots", "kept"},
+    Outcome.EVIDENCE: {"votes", "justified", "evidence", "kept"},
+    Outcome.DOES_NOT_HOLD: {"checkpoints", "votes", "candidates", "turns", "refusals", "kept"},
 }
 """What of a node's holdings an object may change."""
 
@@ -121,8 +124,18 @@ def test_a_lie_is_found_out_with_its_reason_and_gains_nothing(context: dict[str,
     if outcome is Outcome.DOES_NOT_HOLD:
         assert receiver.state.tree.nodes[envelope.id].verdict is False
         assert not receiver.state.tree.nodes[envelope.id].voters
+    if outcome is Outcome.EVIDENCE:
+        assert_convicted(receiver, envelope)
     receiver.told(envelope)
     assert receiver.holdings() == after, "the same lie again costs more"
+
+
+def assert_convicted(receiver: Receiver, envelope: Envelope) -> None:
+    """The object is evidence that is kept, or one of two votes in such."""
+    pieces = receiver.state.evidence.values()
+    (piece,) = [each for each in pieces if envelope.id in (each.id, each.first.id, each.second.id)]
+    assert envelope.type == wire.EVIDENCE or piece.accused == envelope.public_key
+    assert piece.envelope in receiver.kept
 
 
 def judge(envelope: Envelope, tree: Tree) -> None:
@@ -217,3 +230,18 @@ def test_every_kind_of_object_comes_in_every_wrong_form_and_is_told_of_in_lies(k
     forms = {case["what"] for case in MALFORMED["refused"] if case["object"] == kind}
     assert {f"payload: {words}" for words in WRONG_FORMS} <= forms
     assert kind in {lie["object"] for context in LYING["contexts"] for lie in context["lies"]}
+
+
+OUTCOMES = {
+    "vote": {Outcome.REFUSED, Outcome.WAITS, Outcome.KEPT, Outcome.EVIDENCE, Outcome.NOTHING},
+    "evidence": {Outcome.REFUSED, Outcome.IGNORED, Outcome.EVIDENCE, Outcome.NOTHING},
+    "refusal": {Outcome.REFUSED, Outcome.WAITS},
+    "checkpoint": set(Outcome) - {Outcome.KEPT, Outcome.EVIDENCE},
+}
+"""What can become of the lies of certifiers."""
+
+
+@pytest.mark.parametrize("kind", OUTCOMES)
+def test_what_certifiers_lie_about_comes_to_everything_that_it_can_come_to(kind: str) -> None:
+    lies = [lie for context in LYING["contexts"] for lie in context["lies"] if lie["object"] == kind]
+    assert {lie["outcome"] for lie in lies} == OUTCOMES[kind]
