@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from simulation.node import SimulatedNode
 
 from fullrank_protocol import round_io
+from fullrank_protocol.chain import Mark
 from fullrank_protocol.envelope import Envelope, seal
 from fullrank_protocol.errors import Rule
 from fullrank_protocol.scaled import Scaled
-from fullrank_protocol.vote import make_evidence, make_vote
+from fullrank_protocol.vote import make_evidence
 from fullrank_protocol.wire import objects_pb2 as wire
 
 if TYPE_CHECKING:
@@ -86,16 +87,24 @@ class HostileNode(SimulatedNode):
 
     # ---- votes -----------------------------------------------------------------------------------
 
+    def signed_vote(self, source: Mark, target: Mark) -> Envelope:
+        """Nothing holds it back once it is signed."""
+        self.world.checker.cast(self.key.public_key, source, target)
+        return super().signed_vote(source, target)
+
     def cast_vote(self, action: round_io.CastVote) -> None:
         """Sometimes votes as it should, sometimes in secret, sometimes late or not at all."""
         chance = self.world.random.random()
         if chance < 0.4 or self.style in ("votes", "proposals"):
             super().cast_vote(action)
         elif chance < 0.7:
-            vote = self.signed_vote(action)
+            vote = self.signed_vote(action.source, action.target)
             self.whisper(vote, self.some_nodes())
         elif chance < 0.85:
-            self.later(self.world.random.randint(5_000, 40_000), lambda: self.receive(self.signed_vote(action)))
+            self.later(
+                self.world.random.randint(5_000, 40_000),
+                lambda: self.receive(self.signed_vote(action.source, action.target)),
+            )
 
     def _vote_for_anything(self) -> None:
         """Double votes, surround votes, votes for rubbish: any targets, with the source that fits or another."""
@@ -110,14 +119,7 @@ class HostileNode(SimulatedNode):
                 source = self.world.random.choice([tree.root, *states]).here
             if source.slot >= target.slot:
                 continue
-            vote = make_vote(
-                self.key,
-                swarm=self.world.genesis.swarm,
-                source=source.checkpoint,
-                source_slot=source.slot,
-                target=target.id,
-                target_slot=target.slot,
-            )
+            vote = self.signed_vote(source, target.here)
             self.world.note(f"{self} votes {source.slot}>{target.slot} for anything")
             if self.world.random.random() < 0.5:
                 self.whisper(vote, self.some_nodes())
@@ -219,15 +221,9 @@ class HostileNode(SimulatedNode):
     def _vote_for_rubbish(self, message: wire.Checkpoint, envelope: Envelope) -> None:
         parent = self.state.tree.lookup(message.parent)
         if parent is not None and parent.justified.slot < message.slot:
-            vote = make_vote(
-                self.key,
-                swarm=self.world.genesis.swarm,
-                source=parent.justified.checkpoint,
-                source_slot=parent.justified.slot,
-                target=envelope.id,
-                target_slot=message.slot,
+            self.world.broadcast(
+                self, self.signed_vote(parent.justified, Mark(slot=message.slot, checkpoint=envelope.id))
             )
-            self.world.broadcast(self, vote)
 
     def _sealed(self, message: wire.Checkpoint) -> Envelope:
         return seal(self.key, swarm=self.world.genesis.swarm, type=wire.CHECKPOINT, message=message)

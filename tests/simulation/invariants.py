@@ -1,20 +1,21 @@
 """What must hold whatever happens, checked after every event and only where something changed.
 
-The checker sees all nodes at once and is told what they do. It keeps its own account of the chain of
-final checkpoints and of who voted for what, and trusts no node's own view of either.
+The checker sees all nodes at once and is told what they do. It keeps its own books (`books`) of every chain, of the
+chain of final checkpoints and of who voted for what, and trusts no node's own view of any of them.
 """
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from simulation.books import Account, Books
 from simulation.splits import Kept, Splits
 
 from fullrank_protocol import round_io
 from fullrank_protocol.chain import Mark
-from fullrank_protocol.checkpoint import Checkpoint
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import Rule
-from fullrank_protocol.scaled import Scaled
+from fullrank_protocol.vote import Vote
 from fullrank_protocol.wire import objects_pb2 as wire
 
 if TYPE_CHECKING:
@@ -26,13 +27,8 @@ class Violation(AssertionError):  # noqa: N818 - reads as what it is
     """Something happened that must never happen."""
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
-    """The checker's own books after one checkpoint that an honest node has recomputed."""
-
-    digest: bytes
-    applied: frozenset[bytes]
-    pairs: frozenset[tuple[bytes, bytes]]
+MAX_EXCLUSION_SLOTS = 12
+"""After healing, certifiers known to have offended are excluded one by one, with at most as many slots between."""
 
 
 class Checker:
@@ -54,38 +50,42 @@ class Checker:
         self.splits = Splits()
         self.final_chain: list[Mark] = [Mark(slot=0, checkpoint=world.genesis.swarm)]
         self._final_ids = {world.genesis.swarm}
-        self._final_of: dict[int, tuple[int, Mark]] = {}
+        self._books = Books(world.genesis)
+        self._final_of: dict[int, Mark] = {}
         self._votes: dict[int, list[tuple[Mark, Mark]]] = {}
-        self._accounts = {world.genesis.swarm: Account(bytes(32), frozenset(), frozenset())}
-        self._honest_keys: set[bytes] = set()
+        self._verified: set[bytes] = set()
 
     # ---- told by the nodes -----------------------------------------------------------------------
 
     def observe(self, node: "SimulatedNode") -> None:
-        """After every event: the node's final checkpoint only grows, and no two nodes contradict each other."""
+        """After every event: what is final has a quorum and only grows, and no two nodes contradict each other."""
         if not node.is_honest or not node.is_up:
             return
         final = node.state.tree.final
-        life, before = self._final_of.get(node.number, (node.life, final))
-        if (life, final) == (node.life, before) and node.number in self._final_of:
+        before = self._final_of.get(node.number)
+        if final == before:
             return
-        self._final_of[node.number] = (node.life, final)
-        if life == node.life and final.slot < before.slot and not self.expects_conflicts:
+        self._final_of[node.number] = final
+        if before is not None and final.slot < before.slot and not self.expects_conflicts:
             self._fail(f"{node} went back from final slot {before.slot} to {final.slot}")
-        self._extend_final_chain(node, final)
+        if final.checkpoint not in self._final_ids:
+            self._check_quorum(node, final)
+            self._extend_final_chain(node, final)
+
+    def cast(self, voter: bytes, source: Mark, target: Mark) -> None:
+        """A vote exists, whoever signed it."""
+        self._books.cast(voter, source, target)
 
     def voted(self, node: "SimulatedNode", source: Mark, target: Mark) -> None:
         """A certifier's signature is about to exist: it must not offend against any earlier one."""
+        self.cast(node.key.public_key, source, target)
         if not node.is_honest:
             return
         earlier = self._votes.setdefault(node.number, [])
         for old_source, old_target in earlier:
             if (old_source, old_target) == (source, target):
                 continue
-            doubles = old_target.slot == target.slot
-            surrounds = source.slot < old_source.slot and old_target.slot < target.slot
-            surrounded = old_source.slot < source.slot and target.slot < old_target.slot
-            if doubles or surrounds or surrounded:
+            if _is_offence((source, target), (old_source, old_target)):
                 self._fail(
                     f"{node} votes {source.slot}>{target.slot} after {old_source.slot}>{old_target.slot}: an offence"
                 )
@@ -104,7 +104,7 @@ class Checker:
         checkpoint = node.state.tree.nodes[action.checkpoint].checkpoint
         assert checkpoint is not None
         if action.holds:
-            self._open_account(node, checkpoint)
+            self._check_checkpoint(node, checkpoint.id)
         elif self._is_honest(checkpoint.proposer):
             self._fail(f"{node} refuses an honest checkpoint of slot {checkpoint.slot}: it {action.detail}")
 
@@ -157,26 +157,48 @@ class Checker:
         return [node for node in self.world.honest() if node.is_up]
 
     def check_kept(self) -> tuple[int, int]:
-        """No final contribution is lost; returns how many honest contributions are final, of how many made."""
-        tip = self._accounts[self.final_chain[-1].checkpoint]
-        for mark in self.final_chain:
-            account = self._accounts.get(mark.checkpoint)
-            if account is not None and not account.applied <= tip.applied:
-                self._fail(f"accepted and final work of slot {mark.slot} was lost")
-        kept = sum(contribution_id in tip.applied for contribution_id in self.trained_by_honest)
-        return kept, len(self.trained_by_honest)
+        """No final contribution is lost: every honest head holds whatever was accepted at any final checkpoint.
+
+        Returns:
+            How many honest contributions are final, of how many made.
+        """
+        final = self._books.accounts[self.final_chain[-1].checkpoint].applied
+        for node in self._honest():
+            if lost := final - self._head(node).applied:
+                self._fail(f"the head of {node} has lost {len(lost)} contributions that were final")
+        return len(final & self.trained_by_honest.keys()), len(self.trained_by_honest)
+
+    def offenders(self) -> frozenset[bytes]:
+        """Hostile certifiers of whom some honest node knows two valid votes that are an offence."""
+        keys = {node.key.public_key for node in self.world.nodes if not node.is_honest}
+        return frozenset(key for key in keys if any(_knows_offence(node, key) for node in self._honest()))
+
+    def check_excluded(self, offenders: frozenset[bytes]) -> None:
+        """Nothing but earlier changes of the certifiers keeps these offenders from being excluded."""
+        if found := self.at_large(offenders):
+            self._fail(found)
+
+    def at_large(self, offenders: frozenset[bytes]) -> str:
+        """What `check_excluded` would fail with; empty when all is well."""
+        for node in self._honest():
+            standing = self._head(node).standing
+            left = offenders - standing.shut_out
+            unknown = left - {piece.accused for piece in node.state.evidence.values()}
+            if unknown:
+                return f"{node} has no evidence against {len(unknown)} certifiers, whose offence is known"
+            if left and self.world.slot - standing.changed.slot > MAX_EXCLUSION_SLOTS:
+                return f"{node} follows a chain without the exclusion of {len(left)} certifiers, whose offence is known"
+        return ""
 
     def kept_of_splits(self) -> list[Kept]:
         """What is kept of the lighter side's training, for every partition that has healed."""
-        tip = self._accounts[self.final_chain[-1].checkpoint]
+        tip = self._books.accounts[self.final_chain[-1].checkpoint]
         return self.splits.kept({mark.checkpoint: mark.slot for mark in self.final_chain}, tip.applied)
 
     # ---- inside ----------------------------------------------------------------------------------
 
     def _extend_final_chain(self, node: "SimulatedNode", final: Mark) -> None:
         top = self.final_chain[-1]
-        if final.checkpoint in self._final_ids:
-            return
         new: list[Mark] = []
         state = node.state.tree.state(final.checkpoint)
         while state.slot > top.slot:
@@ -191,25 +213,45 @@ class Checker:
         self.final_chain.extend(reversed(new))
         self._final_ids.update(mark.checkpoint for mark in new)
 
-    def _open_account(self, node: "SimulatedNode", checkpoint: Checkpoint) -> None:
-        """Recompute what a checkpoint does from the checkpoint alone."""
-        if checkpoint.id in self._accounts:
+    def _check_quorum(self, node: "SimulatedNode", final: Mark) -> None:
+        """Votes that were cast make a new final checkpoint final; or the root chose it, and the owner adopted that."""
+        tree = node.state.tree
+        children = (self._account(node, child) for child in tree.nodes[final.checkpoint].children)
+        if not any(self._books.finalises(child, final) for child in children) and tree.chosen != final:
+            self._fail(f"{node} holds slot {final.slot} for final without a quorum for it")
+
+    def _check_checkpoint(self, node: "SimulatedNode", checkpoint_id: bytes) -> None:
+        """What an honest node has recomputed keeps every rule, by the books of its chain."""
+        if checkpoint_id in self._verified:
             return
-        parent = self._accounts[checkpoint.parent]
-        applied, pairs = set(parent.applied), set(parent.pairs)
-        for accepted in checkpoint.accepted:
-            contribution = accepted.contribution
-            pair = (contribution.member, contribution.base_checkpoint)
-            if contribution.id in applied or pair in pairs:
-                self._fail(f"{node} accepts slot {checkpoint.slot}, which counts a contribution a second time")
-            if contribution.blob.id in self.world.faulty_blobs:
-                self._fail(f"{node} accepts slot {checkpoint.slot}, which holds a faulty delta")
-            applied.add(contribution.id)
-            pairs.add(pair)
-        digest = _digest(parent.digest, checkpoint)
-        if digest != checkpoint.model_digest:
-            self._fail(f"{node} accepts slot {checkpoint.slot}, whose digest is wrong")
-        self._accounts[checkpoint.id] = Account(digest, frozenset(applied), frozenset(pairs))
+        self._verified.add(checkpoint_id)
+        self._account(node, checkpoint_id)
+        checkpoint = node.state.tree.nodes[checkpoint_id].checkpoint
+        assert checkpoint is not None
+        for decided in (*checkpoint.accepted, *checkpoint.refused):
+            self._account(node, decided.contribution.base_checkpoint)
+        breaches = list(self._books.breaches(checkpoint))
+        if any(accepted.contribution.blob.id in self.world.faulty_blobs for accepted in checkpoint.accepted):
+            breaches.append("which holds a faulty delta")
+        if any(self._is_honest(piece.accused) for piece in checkpoint.evidence):
+            breaches.append("which excludes an honest certifier")
+        if breaches:
+            self._fail(f"{node} accepts slot {checkpoint.slot}, {breaches[0]}")
+
+    def _head(self, node: "SimulatedNode") -> Account:
+        return self._account(node, node.state.tree.head().id)
+
+    def _account(self, node: "SimulatedNode", checkpoint_id: bytes) -> Account:
+        """The account of a checkpoint that a node knows; opened with those before it, where nobody verified them."""
+        unopened = []
+        while checkpoint_id not in self._books.accounts:
+            checkpoint = node.state.tree.nodes[checkpoint_id].checkpoint
+            assert checkpoint is not None
+            unopened.append(checkpoint)
+            checkpoint_id = checkpoint.parent
+        for checkpoint in reversed(unopened):
+            checkpoint_id = self._books.open(checkpoint).here.checkpoint
+        return self._books.accounts[checkpoint_id]
 
     def _is_honest(self, key: bytes) -> bool:
         node = self.world.node_of(key)
@@ -220,11 +262,15 @@ class Checker:
         raise Violation(f"at slot {self.world.slot}: {text}")
 
 
-def _digest(parent_digest: bytes, checkpoint: Checkpoint) -> bytes:
-    from simulation.node import digest_after
+def _is_offence(one: tuple[Mark, Mark], other: tuple[Mark, Mark]) -> bool:
+    """Whether two different votes, each (source, target), break the rule for certifiers."""
+    (inner_source, inner), (outer_source, outer) = sorted((one, other), key=lambda vote: vote[1].slot)
+    return inner.slot == outer.slot or outer_source.slot < inner_source.slot
 
-    if not checkpoint.accepted:
-        return parent_digest
-    ids = tuple(accepted.contribution.id for accepted in checkpoint.accepted)
-    weights: tuple[Scaled, ...] = tuple(accepted.weight for accepted in checkpoint.accepted)
-    return digest_after(parent_digest, ids, weights)
+
+def _knows_offence(node: "SimulatedNode", voter: bytes) -> bool:
+    """In order of targets, an offence shows between neighbours."""
+    votes = [known.votes[voter] for known in node.state.tree.nodes.values() if voter in known.votes]
+    votes.sort(key=lambda vote: vote.target_slot)
+    pairs: Iterable[tuple[Vote, Vote]] = itertools.pairwise(votes)
+    return any(a.target_slot == b.target_slot or b.source_slot < a.source_slot for a, b in pairs)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fullrank_protocol import round_io
 from fullrank_protocol.blob import BlobRef
+from fullrank_protocol.chain import Mark
 from fullrank_protocol.codec import CODEC_PACKED
 from fullrank_protocol.contribution import make_contribution
 from fullrank_protocol.envelope import Envelope, seal
@@ -348,21 +349,25 @@ class SimulatedNode:
         self.receive(seal(self.key, swarm=self.world.genesis.swarm, type=wire.CHECKPOINT, message=message))
 
     def cast_vote(self, action: round_io.CastVote) -> None:
-        """Record durably, then let the signature leave."""
-        vote = self.signed_vote(action)
-        self._write(lambda: self.disk.votes.append(vote))
-        self.world.checker.voted(self, action.source, action.target)
+        """Record durably, then let the signature leave; a node that dies right after the record sends it later."""
+        vote = self.signed_vote(action.source, action.target)
+
+        def record() -> None:
+            self.disk.votes.append(vote)
+            self.world.checker.voted(self, action.source, action.target)
+
+        self._write(record)
         self.receive(vote)
 
-    def signed_vote(self, action: round_io.CastVote) -> Envelope:
+    def signed_vote(self, source: Mark, target: Mark) -> Envelope:
         """The vote as it travels."""
         return make_vote(
             self.key,
             swarm=self.world.genesis.swarm,
-            source=action.source.checkpoint,
-            source_slot=action.source.slot,
-            target=action.target.checkpoint,
-            target_slot=action.target.slot,
+            source=source.checkpoint,
+            source_slot=source.slot,
+            target=target.checkpoint,
+            target_slot=target.slot,
         )
 
     def _check_delta(self, action: round_io.CheckDelta) -> None:

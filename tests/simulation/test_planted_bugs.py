@@ -34,7 +34,7 @@ def is_found(what: str, *, size: int = 4, hostile: bool = False) -> bool:
 
 def test_without_a_durable_vote_record_a_restarted_certifier_offends(monkeypatch: pytest.MonkeyPatch) -> None:
     def cast_vote(node: SimulatedNode, action: round_io.CastVote) -> None:
-        vote = node.signed_vote(action)
+        vote = node.signed_vote(action.source, action.target)
         node.world.checker.voted(node, action.source, action.target)
         node.receive(vote)
 

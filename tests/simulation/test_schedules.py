@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from chains import Story, swarm_with
+from chains import Story, key, swarm_with
 from simulation.faults import Fault, Plan, draw_plan
 from simulation.hostile import HostileNode
 from simulation.invariants import Checker, Violation
@@ -78,9 +78,13 @@ def view(tale: Story, cast: list[tuple[str, ChainState]], tips: list[ChainState]
     return SimpleNamespace(is_honest=True, is_up=True, number=number, life=1, state=SimpleNamespace(tree=tree))
 
 
-def checker_of(tale: Story) -> Checker:
+def checker_of(tale: Story, cast: list[tuple[str, ChainState]]) -> Checker:
     world: Any = SimpleNamespace(genesis=tale.swarm.genesis, slot=6, note=lambda text: None)
-    return Checker(world)
+    checker = Checker(world)
+    for names, target in cast:
+        for name in names.split():
+            checker.cast(key(name), target.justified, target.here)
+    return checker
 
 
 def test_sets_that_change_by_two_let_honest_certifiers_finalise_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +95,7 @@ def test_sets_that_change_by_two_let_honest_certifiers_finalise_a_conflict(monke
     one = view(tale, cast, [fifth], 1)
     two = view(tale, cast, [other_next], 2)
     assert (one.state.tree.final.slot, two.state.tree.final.slot) == (4, 5)
-    checker = checker_of(tale)
+    checker = checker_of(tale, cast)
     checker.observe(one)
     with pytest.raises(Violation, match="contradicts final slot 4"):
         checker.observe(two)
@@ -111,10 +115,18 @@ def test_where_sets_change_by_one_the_same_schedule_takes_offences() -> None:
     one = view(tale, cast, [fifth], 1)
     two = view(tale, cast, [other_next], 2)
     assert (one.state.tree.final.slot, two.state.tree.final.slot) == (3, 5)
-    checker = checker_of(tale)
+    checker = checker_of(tale, cast)
     checker.observe(one)
     checker.observe(two)
     checker.observe(view(tale, cast, [fifth, other_next], 3))
+
+
+def test_a_final_checkpoint_for_which_too_few_have_voted_is_a_violation() -> None:
+    tale = story_of_four()
+    cast = two_views(tale, [], added="")
+    one = view(tale, cast, [cast[1][1]], 1)
+    assert one.state.tree.final.slot == 3
+    checker_of(tale, cast).observe(one)
 
 
 class Twin(SimulatedNode):
