@@ -29,18 +29,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "node"), str(ROOT / "protocol")]
 
-from simulation.faults import Plan, draw_plan  # noqa: E402 - after the path is set.
+from simulation.faults import Plan, draw_plan, has_hostile  # noqa: E402 - after the path is set.
 from simulation.hostile import HostileNode  # noqa: E402
-from simulation.scenario import MAX_AGREEMENT_SLOTS, MAX_RECOVERY_SLOTS, run, tell  # noqa: E402
+from simulation.scenario import MAX_AGREEMENT_SLOTS, MAX_RECOVERY_SLOTS, replay_command, run, tell  # noqa: E402
 
 PLAN = {1: 1_500, 2: 3_000, 3: 4_000, 4: 7_000, 7: 4_016, 20: 400, 50: 80, 200: 4}
 """Seeds of each size. Four certifiers are the smallest swarm that bears a hostile one."""
 
 CPU_S = {1: 0.03, 2: 0.05, 3: 0.07, 4: 0.11, 7: 0.22, 20: 0.6, 50: 2.5, 200: 60.0}
 """What a seed took on the machine of the last report, until this run knows better."""
-
-HONEST_OF = 8
-"""Every eighth seed of four and more certifiers has no hostile one, so that half of all seeds have some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +50,7 @@ class Job:
     @property
     def plan(self) -> Plan:
         """Its faults."""
-        chaos_slots = 12 if self.size < 20 else 8
-        return draw_plan(self.seed, self.size, hostile=self.seed % HONEST_OF != 0, chaos_slots=chaos_slots)
+        return draw_plan(self.seed, self.size, hostile=has_hostile(self.seed))
 
 
 def main() -> int:
@@ -111,7 +107,7 @@ def play(jobs: Sequence[Job], *, lines: Sequence[dict[str, Any]], to: Path, proc
                 file.write(json.dumps(line) + "\n")
                 file.flush()
                 if line["failure"]:
-                    say(f"seed {line['seed']} of {line['size']}: {line['failure']}")
+                    say(f"{line['failure']}; again: {replay_command(Job(line['size'], line['seed']).plan)}")
                 if time.monotonic() > told_s + 60:
                     told_s = time.monotonic()
                     done = {Job(each["size"], each["seed"]) for each in found}

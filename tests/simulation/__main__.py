@@ -6,7 +6,7 @@ import statistics
 import time
 
 from simulation.faults import draw_plan
-from simulation.scenario import run, tell
+from simulation.scenario import replay_command, run, tell
 from simulation.splits import Kept
 
 
@@ -39,7 +39,7 @@ def main() -> int:
         kept, made = kept + outcome.kept, made + outcome.made
         if outcome.failure:
             failures[outcome.failure.partition(": ")[2][:60]] += 1
-            print(f"seed {seed}: {outcome.failure}")
+            print(f"seed {seed}: {outcome.failure}; again: {replay_command(plan)}")
             if arguments.story:
                 print(tell(plan, hostile=kind))
                 print(outcome.trace[-3000:])

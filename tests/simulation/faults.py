@@ -73,8 +73,17 @@ class Plan:
     rounds: int = 10
 
 
-def draw_plan(seed: int, size: int, *, hostile: bool = False, churn: bool = True, chaos_slots: int = 12) -> Plan:
-    """A plan from a seed."""
+def has_hostile(seed: int) -> bool:
+    """Whether tests and reports draw hostile certifiers for this seed: for all but every eighth.
+
+    Swarms of up to three founders bear none, so that about half of all seeds of a report have some.
+    """
+    return seed % 8 != 0
+
+
+def draw_plan(seed: int, size: int, *, hostile: bool = False) -> Plan:
+    """A plan from a seed: nothing else decides about it, so that whoever knows these three can replay it."""
+    chaos_slots = 12 if size < 20 else 8
     rng = random.Random(f"plan {seed} {size}")
     bad = (size - 1) // 3
     enemies = tuple(sorted(rng.sample(range(1, size), rng.randint(1, bad)))) if hostile and bad else ()
@@ -112,7 +121,7 @@ def draw_plan(seed: int, size: int, *, hostile: bool = False, churn: bool = True
         node = rng.choice([n for n in range(1, size) if n not in enemies])
         faults.append(Fault("skew", begin, until, node, number=rng.choice([-3_600_000, 3_600_000, 600_000])))
     loses_an_hour = any(fault.kind == "skew" and abs(fault.number) > 10_000 for fault in faults)
-    if churn and rng.random() < 0.5:  # Who voted an hour ahead abstains for it: with another one gone, a third is out.
+    if rng.random() < 0.5:  # Who voted an hour ahead abstains for it: with another one gone, a third is out.
         may_shrink = size > 3 and not enemies and not loses_an_hour
         faults.extend(_draw_churn(rng, size=size, end=end, may_shrink=may_shrink))
     faults.sort(key=lambda fault: (fault.begin_ms, fault.kind, fault.node))

@@ -3,8 +3,8 @@
 import traceback
 from dataclasses import dataclass, replace
 
-from simulation.faults import Plan, arrange
-from simulation.invariants import Violation
+from simulation.faults import Plan, arrange, draw_plan
+from simulation.invariants import MAX_EXCLUSION_SLOTS, Violation
 from simulation.node import SimulatedNode
 from simulation.shared import collected_afterwards, opened_once
 from simulation.splits import Kept
@@ -86,6 +86,7 @@ def _run(plan: Plan, *, hostile: type[SimulatedNode] | None, world: World | None
     try:
         world.run(plan.chaos_slots)
         healed_slot = world.slot
+        offenders = checker.offenders()
         while recovery < 0:
             world.run(1)
             slots = world.slot - healed_slot
@@ -98,6 +99,9 @@ def _run(plan: Plan, *, hostile: type[SimulatedNode] | None, world: World | None
         world.run(MIN_CALM_SLOTS)
         while _rounds(world) < plan.rounds and world.slot < healed_slot + plan.calm_slots:
             world.run(1)
+        while checker.at_large(offenders) and world.slot < healed_slot + MAX_EXCLUSION_SLOTS:
+            world.run(1)
+        checker.check_excluded(offenders)
         checker.check_agreement(final_slot=max(healed_slot, world.slot - MAX_LAG_SLOTS))
         kept, made = checker.check_kept()
         splits = checker.kept_of_splits()
@@ -140,8 +144,17 @@ def minimise(plan: Plan, *, hostile: type[SimulatedNode] | None = None) -> Plan:
     return plan
 
 
+def replay_command(plan: Plan) -> str:
+    """What to type in the root folder of a checkout, in its environment, to see this run again; empty for no seed."""
+    if draw_plan(plan.seed, plan.size, hostile=bool(plan.hostile)) != plan:
+        return ""
+    hostile = " --hostile" if plan.hostile else ""
+    return f"PYTHONPATH=tests python -m simulation --size {plan.size} --seeds {plan.seed}{hostile} --story"
+
+
 def tell(plan: Plan, *, hostile: type[SimulatedNode] | None = None, lines: int = 60) -> str:
     """The story of a failing plan: its faults, then what happened up to the failure."""
+    replay = replay_command(plan)
     plan = minimise(plan, hostile=hostile)
     world = build(plan, hostile=hostile, story=True)
     outcome = run(plan, hostile=hostile, world=world)
@@ -149,4 +162,5 @@ def tell(plan: Plan, *, hostile: type[SimulatedNode] | None = None, lines: int =
     told += [f"  {fault}" for fault in plan.faults]
     told.append("what happened:")
     told += [f"  {at_ms / 10_000:8.3f}  {text}" for at_ms, text in (world.story or [])[-lines:]]
+    told += [replay] if replay else []
     return "\n".join(told)

@@ -123,10 +123,13 @@ def test_where_sets_change_by_one_the_same_schedule_takes_offences() -> None:
 
 def test_a_final_checkpoint_for_which_too_few_have_voted_is_a_violation() -> None:
     tale = story_of_four()
-    cast = two_views(tale, [], added="")
-    one = view(tale, cast, [cast[1][1]], 1)
-    assert one.state.tree.final.slot == 3
-    checker_of(tale, cast).observe(one)
+    cast = two_views(tale, [], added="dan")
+    (_, _), (_, fifth), (_, _), (_, _) = cast
+    one = view(tale, [*cast, ("bob", fifth)], [fifth], 1)
+    assert one.state.tree.final.slot == 4
+    checker_of(tale, [*cast, ("bob", fifth)]).observe(one)
+    with pytest.raises(Violation, match="holds slot 4 for final without a quorum"):
+        checker_of(tale, cast).observe(one)
 
 
 class Twin(SimulatedNode):
@@ -167,16 +170,12 @@ def test_a_hostile_proposer_cannot_hide_what_the_swarm_builds_on_behind_its_othe
     assert not run(draw_plan(107, 4, hostile=True), hostile=HostileNode).failure
 
 
-def test_a_failing_seed_tells_a_short_story(monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(voters: frozenset[bytes], state: ChainState) -> bool:
-        return 2 * len(voters & state.newest_set) >= len(state.newest_set)
-
-    monkeypatch.setattr(chain, "has_quorum", half)
-    monkeypatch.setattr("fullrank_protocol.fork_choice.has_quorum", half)
-    halves = Fault("partition", 3 * WINDOW_MS, 9 * WINDOW_MS, nodes=(1, 1, 2, 2))
+def test_a_failing_plan_tells_a_short_story(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulation.node.restore", lambda *args, **fields: None)
+    killed = Fault("kill", 5 * WINDOW_MS, 6 * WINDOW_MS, 2)
     pause = Fault("pause", WINDOW_MS, 2 * WINDOW_MS, 1)
-    story = tell(Plan(seed=1, size=4, faults=(pause, halves), chaos_slots=10))
-    assert "slot 3.00 to 9.00: partition [1, 1, 2, 2]" in story
+    story = tell(Plan(seed=1, size=4, faults=(pause, killed), chaos_slots=10))
+    assert "slot 5.00 to 6.00: kill node 2" in story
     assert "pause" not in story
     assert "VIOLATION" in story.splitlines()[-1]
 
