@@ -18,8 +18,12 @@ from fullrank_protocol.membership import (
     make_admission,
     make_grant,
     make_leave,
+    make_retirement,
     make_revocation,
 )
+
+STALL_SLOTS = 6
+"""Short enough that partitions end in stalls, where those who left or were excluded count no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Fault:
         kind: A key of `KINDS`.
         node: Number of the node that it befalls; -1 for the network.
         number: How much of it: milliseconds of skew or delay, writes until death, loss in percent.
-        nodes: Group numbers of a partition, or blocked (from, to) pairs flattened.
+        nodes: Group numbers of a partition, blocked (from, to) pairs flattened, or those who vanish.
     """
 
     kind: str
@@ -122,14 +126,14 @@ def draw_plan(seed: int, size: int, *, hostile: bool = False) -> Plan:
         faults.append(Fault("skew", begin, until, node, number=rng.choice([-3_600_000, 3_600_000, 600_000])))
     loses_an_hour = any(fault.kind == "skew" and abs(fault.number) > 10_000 for fault in faults)
     if rng.random() < 0.5:  # Who voted an hour ahead abstains for it: with another one gone, a third is out.
-        may_shrink = size > 3 and not enemies and not loses_an_hour
-        faults.extend(_draw_churn(rng, size=size, end=end, may_shrink=may_shrink))
+        may_shrink = size > 3 and not loses_an_hour
+        faults.extend(_draw_churn(rng, size=size, end=end, enemies=enemies, may_shrink=may_shrink))
     faults.sort(key=lambda fault: (fault.begin_ms, fault.kind, fault.node))
     return Plan(seed=seed, size=size, faults=tuple(faults), hostile=enemies, chaos_slots=chaos_slots)
 
 
-def _draw_churn(rng: random.Random, *, size: int, end: int, may_shrink: bool) -> list[Fault]:
-    found = []
+def _draw_churn(rng: random.Random, *, size: int, end: int, enemies: tuple[int, ...], may_shrink: bool) -> list[Fault]:
+    found, num_leaving = [], 0
     for joiner in range(rng.randint(1, 3)):
         begin = rng.randint(0, end - 2 * WINDOW_MS)
         kind = rng.choice(["join", "join", "join certifier", "join certifier", "join late"])
@@ -137,10 +141,29 @@ def _draw_churn(rng: random.Random, *, size: int, end: int, may_shrink: bool) ->
         after = rng.randint(begin + WINDOW_MS, end)
         if rng.random() < 0.3:
             found.append(Fault(rng.choice(["leave", "revoke", "step down"]), after, end, size + joiner))
-    if may_shrink and rng.random() < 0.5:
+            num_leaving += 1
+    most = max_removed(size, num_hostile=len(enemies)) - num_leaving
+    if may_shrink and most > 0 and rng.random() < 0.5:
         begin = rng.randint(0, end - WINDOW_MS)
-        found.append(Fault(rng.choice(["leave", "step down"]), begin, end, rng.randrange(1, size)))
+        honest = [number for number in range(1, size) if number not in enemies]
+        kind = rng.choice(["leave", "step down", "revoke", "retire", "retire"])
+        if kind == "retire":
+            begin = rng.randint(0, WINDOW_MS)
+            gone = tuple(sorted(rng.sample(honest, rng.randint(1, most))))
+            found.append(Fault(kind, begin, rng.randint(begin + (STALL_SLOTS + 1) * WINDOW_MS, end), nodes=gone))
+        else:
+            found.append(Fault(kind, begin, end, rng.choice(honest)))
     return found
+
+
+def max_removed(size: int, *, num_hostile: int) -> int:
+    """How many honest certifiers may go together while two chains, one without and one with them, cannot both be final.
+
+    Of n certifiers r are retired, though they live. More than two thirds of n - r voted on one chain, and more than
+    two thirds of n on the other, at most r of them retired: of the n - r, more than (n - 2r) / 3 voted on both. The
+    hostile ones are not more than that.
+    """
+    return max((size - 3 * num_hostile) // 2, 0)
 
 
 def arrange(world: World, plan: Plan) -> None:
@@ -295,6 +318,24 @@ def _leave(world: World, fault: Fault) -> None:
         )
 
 
+def _vanish(world: World, fault: Fault) -> None:
+    for node in world.nodes:
+        if node.number in fault.nodes:
+            node.kill()
+
+
+def _retire(world: World, fault: Fault) -> None:
+    """The root gives up those who have vanished; they come back when everything heals."""
+    root = world.nodes[0]
+    for node in world.nodes:
+        if node.number in fault.nodes and root.is_up:
+            root.receive(
+                make_retirement(
+                    root.key, swarm=world.genesis.swarm, certifier=node.key.public_key, issued_at_ms=root.now_ms()
+                )
+            )
+
+
 def _revoke(world: World, fault: Fault) -> None:
     node, root = _node(world, fault), world.nodes[0]
     if node is not None and root.is_up:
@@ -322,4 +363,5 @@ KINDS: dict[str, tuple[Callable[[World, Fault], None], Callable[[World, Fault], 
     "leave": (_leave, None),
     "step down": (_leave, None),
     "revoke": (_revoke, None),
+    "retire": (_vanish, _retire),
 }

@@ -3,7 +3,7 @@
 import traceback
 from dataclasses import dataclass, replace
 
-from simulation.faults import Plan, arrange, draw_plan
+from simulation.faults import STALL_SLOTS, Plan, arrange, draw_plan
 from simulation.invariants import MAX_EXCLUSION_SLOTS, Violation
 from simulation.node import SimulatedNode
 from simulation.shared import collected_afterwards, opened_once
@@ -46,9 +46,6 @@ class Outcome:
 
 MAX_AGREEMENT_SLOTS = 12
 """After healing, all honest nodes have had one head, and so one digest, within as many slots."""
-
-STALL_SLOTS = 6
-"""Short enough that partitions end in stalls, where those who left or were excluded count no more."""
 
 MAX_RECOVERY_SLOTS = 14
 """After healing, all honest nodes have one head, and a final checkpoint from after it, within as many slots."""

@@ -1,19 +1,26 @@
 """The checker can fail: each of these bugs, planted into the machine or a node, is found by its seeds."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Set
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from simulation import scenario
 from simulation.faults import Fault, Plan, draw_plan
 from simulation.hostile import HostileNode
+from simulation.invariants import Violation
 from simulation.node import SimulatedNode
-from simulation.world import WINDOW_MS
+from simulation.world import WINDOW_MS, World, make_genesis
 
-from fullrank_protocol import chain, duties, fork_choice, intake, proposing, round_io, verifying
-from fullrank_protocol.chain import ChainState
+from fullrank_protocol import chain, duties, intake, proposing, round_io, verifying
+from fullrank_protocol.chain import ChainState, Lookup
 from fullrank_protocol.contribution import Contribution
 from fullrank_protocol.envelope import Envelope
+from fullrank_protocol.errors import IgnoreError, RejectError, Rule
 from fullrank_protocol.genesis import Genesis
+from fullrank_protocol.round import restore
+from fullrank_protocol.round_state import RoundState
 from fullrank_protocol.vote import Vote
 from fullrank_protocol.wire import objects_pb2 as wire
 
@@ -82,14 +89,110 @@ def test_a_delta_counted_twice_is_found(monkeypatch: pytest.MonkeyPatch) -> None
     assert is_found("counts a contribution a second time")
 
 
+def plant(monkeypatch: pytest.MonkeyPatch, real: Callable[..., Any], planted: Callable[..., Any]) -> None:
+    """Replaces a function wherever the machine has imported it."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("fullrank_protocol") and getattr(module, real.__name__, None) is real:
+            monkeypatch.setattr(module, real.__name__, planted)
+
+
+def test_a_contribution_of_no_member_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_contributor = chain.check_contributor
+
+    def check(contribution: Contribution, parent: ChainState, *, genesis: Genesis) -> bool:
+        try:
+            return check_contributor(contribution, parent, genesis=genesis)
+        except RejectError as error:
+            if error.rule is not Rule.MEMBERSHIP:
+                raise
+            return False
+
+    plant(monkeypatch, check_contributor, check)
+    assert is_found("somebody who is no member")
+
+
+def test_a_contribution_that_is_too_old_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def staleness(
+        contribution: Contribution, parent: ChainState, *, genesis: Genesis, lookup: Lookup
+    ) -> tuple[int, int]:
+        base = lookup(contribution.base_checkpoint)
+        if base is None:
+            raise IgnoreError("is not known")
+        ancestor = chain.common_ancestor(base, parent, lookup=lookup)
+        return parent.round - ancestor.round, ancestor.round
+
+    plant(monkeypatch, chain.contribution_staleness, staleness)
+    assert is_found("rounds old")
+
+
 def test_a_quorum_of_half_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(voters: frozenset[bytes], state: ChainState) -> bool:
+    def half(voters: Set[bytes], state: ChainState) -> bool:
         return 2 * len(voters & state.newest_set) >= len(state.newest_set)
 
-    monkeypatch.setattr(chain, "has_quorum", half)
-    monkeypatch.setattr(fork_choice, "has_quorum", half)
+    plant(monkeypatch, chain.has_quorum, half)
     halves = Fault("partition", 3 * WINDOW_MS, 9 * WINDOW_MS, nodes=(1, 1, 2, 2))
-    assert "contradicts final slot" in scenario.run(Plan(seed=1, size=4, faults=(halves,))).failure
+    assert "without a quorum" in scenario.run(Plan(seed=1, size=4, faults=(halves,))).failure
+
+
+def test_a_quorum_of_one_set_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_one_set(voters: Set[bytes], state: ChainState) -> bool:
+        return 3 * len(voters & state.newest_set) > 2 * len(state.newest_set)
+
+    plant(monkeypatch, chain.has_quorum, of_one_set)
+    assert is_found("without a quorum", size=3)
+
+
+def test_votes_that_count_whatever_their_source_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_vote = chain.check_vote
+
+    def check(vote: Vote, target: ChainState) -> None:
+        source = target.justified
+        check_vote(replace(vote, source=source.checkpoint, source_slot=source.slot), target)
+
+    plant(monkeypatch, check_vote, check)
+    assert is_found("a vote that does not count", hostile=True)
+    assert is_found("without a quorum", hostile=True)
+
+
+def test_certifiers_that_change_as_they_like_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, chain.check_certifier_change, lambda parent, members, *, at_once=frozenset(): None)
+    assert is_found("changes the certifiers too much or too soon")
+
+
+def test_offences_that_nobody_reports_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "_report", lambda state, offences: iter(()))
+    assert is_found("has no evidence against", hostile=True)
+
+
+def test_evidence_that_nobody_carries_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = proposing.build_checkpoint
+
+    def without_evidence(*args: object, records: proposing.RecordChoice, **fields: object) -> wire.Checkpoint:
+        return build(*args, records=replace(records, evidence=()), **fields)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(duties, "build_checkpoint", without_evidence)
+    assert is_found("without the exclusion of", hostile=True)
+
+
+def test_a_final_checkpoint_forgotten_at_a_restart_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_votes(state: RoundState, envelopes: Iterator[Envelope], *args: object, **fields: object) -> RoundState:
+        kept = iter([envelope for envelope in envelopes if envelope.type != wire.VOTE])
+        return restore(state, kept, *args, **fields)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("simulation.node.restore", without_votes)
+    assert is_found("went back from final slot")
+
+
+def test_final_work_that_a_head_has_lost_is_found() -> None:
+    world = World(make_genesis(founders=4), seed=1, size=4)
+    for number in range(4):
+        world.add(number)
+    world.run(5)
+    assert world.checker.check_kept()[0] >= 8
+    world.partition(world.nodes[:3], world.nodes[3:])
+    world.run(4)
+    with pytest.raises(Violation, match="the head of node 3 has lost"):
+        world.checker.check_kept()
 
 
 def test_numbers_that_nobody_recomputes_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Schedules written by hand: what random faults would need very long to hit upon."""
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -178,6 +179,16 @@ def test_a_failing_plan_tells_a_short_story(monkeypatch: pytest.MonkeyPatch) -> 
     assert "slot 5.00 to 6.00: kill node 2" in story
     assert "pause" not in story
     assert "VIOLATION" in story.splitlines()[-1]
+
+
+def test_a_failing_seed_ends_with_the_command_that_replays_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulation.node.restore", lambda *args, **fields: None)
+    seeds = (draw_plan(seed, 4, hostile=True) for seed in itertools.count(1))
+    failing = next(plan for plan in seeds if run(plan, hostile=HostileNode).failure)
+    story = tell(failing, hostile=HostileNode)
+    assert story.splitlines()[-1] == (
+        f"PYTHONPATH=tests python -m simulation --size 4 --seeds {failing.seed} --hostile --story"
+    )
 
 
 class Hasty(SimulatedNode):

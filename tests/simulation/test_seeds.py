@@ -6,9 +6,14 @@ runs thousands.
 
 import concurrent.futures
 import multiprocessing
+import os
+import subprocess
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
+from simulation.__main__ import read_arguments
 from simulation.faults import Plan, draw_plan, has_hostile
 from simulation.hostile import HostileNode
 from simulation.scenario import MAX_AGREEMENT_SLOTS, MAX_RECOVERY_SLOTS, Outcome, replay_command, run, tell
@@ -52,3 +57,28 @@ def test_the_same_seed_gives_the_same_run_in_every_process() -> None:
     found = outcomes([plan, plan])
     assert found[0] == found[1] == outcome_of(plan)
     assert draw_plan(3, 4, hostile=True) == plan
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 19, 20, 50, 200])
+@pytest.mark.parametrize("seed", [0, 1, 8, 57])
+def test_the_command_that_replays_a_seed_draws_the_same_plan(size: int, seed: int) -> None:
+    plan = draw_plan(seed, size, hostile=has_hostile(seed))
+    assert bool(plan.hostile) == (has_hostile(seed) and size > 3)
+    path, *start, options = replay_command(plan).split(" ", 4)
+    assert [path, *start] == ["PYTHONPATH=tests", "python", "-m", "simulation"]
+    assert read_arguments(options.split()) == ([plan], True)
+
+
+def test_the_command_that_replays_a_seed_runs_in_the_root_folder() -> None:
+    command = replay_command(draw_plan(5, 4, hostile=True)).split()[2:]
+    path = os.pathsep.join(["tests", *filter(None, [os.environ.get("PYTHONPATH")])])
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=root, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 seeds of 4 in")
+
+
+def test_what_fails_by_hand_has_no_such_command() -> None:
+    assert not replay_command(Plan(seed=1, size=4, faults=()))
