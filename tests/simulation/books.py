@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from simulation.node import digest_after
 
 from fullrank_protocol.chain import Mark
-from fullrank_protocol.checkpoint import Checkpoint
+from fullrank_protocol.checkpoint import Checkpoint, contributions
 from fullrank_protocol.contribution import Contribution
 from fullrank_protocol.envelope import MESSAGE_OF_TYPE
 from fullrank_protocol.genesis import Genesis
@@ -122,7 +122,7 @@ class Books:
         if (known := self.accounts.get(checkpoint.id)) is not None:
             return known
         parent = self.accounts[checkpoint.parent]
-        decided = _decided(checkpoint)
+        decided = contributions(checkpoint)
         standing = _enact(parent.standing, checkpoint)
         retired = parent.retired
         if self._is_stalled(parent, checkpoint):
@@ -162,7 +162,7 @@ class Books:
             yield "whose digest is wrong"
         if account.strays:
             yield "which carries a vote that does not count"
-        decided = _decided(checkpoint)
+        decided = contributions(checkpoint)
         pairs = {(each.member, each.base_checkpoint) for each in decided}
         if len(pairs) < len(decided) or pairs & parent.pairs:
             yield "which counts a contribution a second time"
@@ -242,11 +242,6 @@ def _is_valid(vote: Vote, target: Account) -> bool:
 
 def _is_quorum(voters: Set[bytes], target: Account) -> bool:
     return all(3 * len(certifiers & voters) > 2 * len(certifiers) for certifiers in target.sets)
-
-
-def _decided(checkpoint: Checkpoint) -> list[Contribution]:
-    accepted = [each.contribution for each in checkpoint.accepted]
-    return accepted + [each.contribution for each in checkpoint.refused]
 
 
 def _digest(parent_digest: bytes, checkpoint: Checkpoint) -> bytes:

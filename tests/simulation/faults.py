@@ -143,13 +143,13 @@ def _draw_churn(rng: random.Random, *, size: int, end: int, enemies: tuple[int, 
             found.append(Fault(rng.choice(["leave", "revoke", "step down"]), after, end, size + joiner))
             num_leaving += 1
     most = max_removed(size, num_hostile=len(enemies)) - num_leaving
-    if may_shrink and most > 0 and rng.random() < 0.5:
+    if may_shrink and most > 0 and rng.random() < 0.7:
         begin = rng.randint(0, end - WINDOW_MS)
         honest = [number for number in range(1, size) if number not in enemies]
-        kind = rng.choice(["leave", "step down", "revoke", "retire", "retire"])
+        kind = rng.choice(["leave", "step down", "revoke", "retire", "retire", "retire"])
         if kind == "retire":
             begin = rng.randint(0, WINDOW_MS)
-            gone = tuple(sorted(rng.sample(honest, rng.randint(1, most))))
+            gone = tuple(sorted(rng.sample(honest, rng.randint((most + 1) // 2, most))))
             found.append(Fault(kind, begin, rng.randint(begin + (STALL_SLOTS + 1) * WINDOW_MS, end), nodes=gone))
         else:
             found.append(Fault(kind, begin, end, rng.choice(honest)))

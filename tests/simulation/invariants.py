@@ -13,6 +13,7 @@ from simulation.splits import Kept, Splits
 
 from fullrank_protocol import round_io
 from fullrank_protocol.chain import Mark
+from fullrank_protocol.checkpoint import contributions
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import Rule
 from fullrank_protocol.vote import Vote
@@ -228,8 +229,8 @@ class Checker:
         self._account(node, checkpoint_id)
         checkpoint = node.state.tree.nodes[checkpoint_id].checkpoint
         assert checkpoint is not None
-        for decided in (*checkpoint.accepted, *checkpoint.refused):
-            self._account(node, decided.contribution.base_checkpoint)
+        for contribution in contributions(checkpoint):
+            self._account(node, contribution.base_checkpoint)
         breaches = list(self._books.breaches(checkpoint))
         if any(accepted.contribution.blob.id in self.world.faulty_blobs for accepted in checkpoint.accepted):
             breaches.append("which holds a faulty delta")

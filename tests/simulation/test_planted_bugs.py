@@ -59,7 +59,7 @@ def test_without_a_durable_vote_record_a_restarted_certifier_offends(monkeypatch
     assert is_found("an offence")
 
 
-def _note_only_in_this_life(state: intake.RoundState, vote: Vote) -> None:
+def _note_only_in_this_life(state: RoundState, vote: Vote) -> None:
     if vote.voter == state.key and vote.target in state.casting:
         state.own_votes[vote.id] = vote
         state.voted_for.add(vote.target)
