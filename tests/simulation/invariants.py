@@ -28,8 +28,11 @@ class Violation(AssertionError):  # noqa: N818 - reads as what it is
     """Something happened that must never happen."""
 
 
-MAX_EXCLUSION_SLOTS = 12
-"""After healing, certifiers known to have offended are excluded one by one, with at most as many slots between."""
+MAX_EXCLUSION_SLOTS = 16
+"""After healing, certifiers known to have offended are excluded one by one, with at most as many slots between.
+
+Mostly it takes up to four: each waits until the change of the certifiers before it is final.
+"""
 
 
 class Checker:
@@ -174,20 +177,21 @@ class Checker:
         keys = {node.key.public_key for node in self.world.nodes if not node.is_honest}
         return frozenset(key for key in keys if any(_knows_offence(node, key) for node in self._honest()))
 
-    def check_excluded(self, offenders: frozenset[bytes]) -> None:
-        """Nothing but earlier changes of the certifiers keeps these offenders from being excluded."""
-        if found := self.at_large(offenders):
+    def check_excluded(self, offenders: frozenset[bytes], *, since_slot: int) -> None:
+        """Nothing but changes of the certifiers since a slot keeps these offenders from being excluded."""
+        if found := self.at_large(offenders, since_slot=since_slot):
             self._fail(found)
 
-    def at_large(self, offenders: frozenset[bytes]) -> str:
+    def at_large(self, offenders: frozenset[bytes], *, since_slot: int) -> str:
         """What `check_excluded` would fail with; empty when all is well."""
+        last_slot = max(since_slot, self.world.slot - MAX_EXCLUSION_SLOTS)
         for node in self._honest():
             standing = self._head(node).standing
             left = offenders - standing.shut_out
             unknown = left - {piece.accused for piece in node.state.evidence.values()}
             if unknown:
                 return f"{node} has no evidence against {len(unknown)} certifiers, whose offence is known"
-            if left and self.world.slot - standing.changed.slot > MAX_EXCLUSION_SLOTS:
+            if left and standing.changed.slot <= last_slot:
                 return f"{node} follows a chain without the exclusion of {len(left)} certifiers, whose offence is known"
         return ""
 

@@ -96,9 +96,9 @@ def _run(plan: Plan, *, hostile: type[SimulatedNode] | None, world: World | None
         world.run(MIN_CALM_SLOTS)
         while _rounds(world) < plan.rounds and world.slot < healed_slot + plan.calm_slots:
             world.run(1)
-        while checker.at_large(offenders) and world.slot < healed_slot + MAX_EXCLUSION_SLOTS:
+        while checker.at_large(offenders, since_slot=healed_slot) and world.slot < healed_slot + MAX_EXCLUSION_SLOTS:
             world.run(1)
-        checker.check_excluded(offenders)
+        checker.check_excluded(offenders, since_slot=healed_slot)
         checker.check_agreement(final_slot=max(healed_slot, world.slot - MAX_LAG_SLOTS))
         kept, made = checker.check_kept()
         splits = checker.kept_of_splits()

@@ -1,10 +1,13 @@
 """Random faults from many seeds: safety always, and recovery within a stated number of slots after healing.
 
+What safety is, `invariants` says: every final checkpoint has its quorum and stays, and every checkpoint that an honest
+node holds for right keeps the rules, by books of the checker's own. `test_planted_bugs` shows that each can fail.
 Together 900 seeds of up to 7 certifiers, 20 of 20, 5 of 50 and 2 of 200, on two processes. `scripts/bench/simulate.py`
 runs thousands.
 """
 
 import concurrent.futures
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -82,3 +85,15 @@ def test_the_command_that_replays_a_seed_runs_in_the_root_folder() -> None:
 
 def test_what_fails_by_hand_has_no_such_command() -> None:
     assert not replay_command(Plan(seed=1, size=4, faults=()))
+
+
+def test_founders_go_only_while_the_hostile_are_less_than_a_third_of_those_who_stay() -> None:
+    kinds: set[str] = set()
+    for size, seed in itertools.product((5, 7, 20), range(300)):
+        plan = draw_plan(seed, size, hostile=True)
+        going = [fault for fault in plan.faults if fault.kind in ("leave", "step down", "revoke", "retire")]
+        founders = {number for fault in going for number in fault.nodes or [fault.node] if number < size}
+        kinds |= {fault.kind for fault in going if fault.node < size}
+        assert founders.isdisjoint({0, *plan.hostile})
+        assert 3 * len(plan.hostile) < size - len(founders)
+    assert kinds == {"leave", "step down", "revoke", "retire"}
