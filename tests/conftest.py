@@ -1,6 +1,6 @@
 """What holds for every test: its folder is its ring and its mark, and nothing is skipped.
 
-Rings, from fast to slow: unit, property, vectors, simulation, integration. `pytest -m "not integration"`
+Rings, from fast to slow: unit, property, vectors, simulation, integration, faults. `pytest -m "not integration"`
 works because the mark follows from the folder.
 
 One exception: tests marked `privileged` change mounts and networks of their own, and need root and some tools. On a

@@ -77,6 +77,15 @@ running: "list[LiveSwarm]" = []
 T = TypeVar("T")
 
 
+class Status(dict[str, Any]):
+    """What a node tells of itself, or that it does not answer; NodeError for all else that is asked of such a one."""
+
+    def __missing__(self, name: str) -> Any:
+        if not self["running"]:
+            raise NodeError(self["error"])
+        raise KeyError(name)
+
+
 class LiveNode:
     """One node: a home, and the daemon on it while one runs."""
 
@@ -158,13 +167,13 @@ class LiveNode:
 
     # ---- looking -----------------------------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> "Status":
         """What `status --json` tells, without the cost of a new process for every look."""
         try:
             with connect(self.home) as client:
-                return {"running": True, **plain(client.status())}
+                return Status({"running": True, **plain(client.status())})
         except NodeError as error:
-            return {"running": False, "error": str(error)}
+            return Status({"running": False, "error": str(error)})
 
     def history(self, number: int | None = None) -> dict[str, Any]:
         """What `history --json` tells; NodeError while the node cannot tell yet."""

@@ -49,7 +49,7 @@ def place(state: RoundState, envelope: Envelope, now_ms: int) -> tuple[Checkpoin
     """
     found = open_place(envelope, state.genesis)
     ends_ms = state.genesis.slot_end_ms(found.slot) - CLOCK_TOLERANCE_MS
-    if ends_ms > now_ms:
+    if _is_early(state, ends_ms, now_ms):
         _hold(state, envelope, ends_ms)
     parent = state.tree.nodes.get(found.parent)
     if parent is None:
@@ -74,9 +74,14 @@ def _wait_for_bases_and_turn(state: RoundState, checkpoint: Checkpoint, parent: 
         if state.tree.lookup(contribution.base_checkpoint) is None:
             raise ParkedError(contribution.base_checkpoint)
     opens = opens_ms(checkpoint, parent.state, genesis=state.genesis)
-    if opens > now_ms:
+    if _is_early(state, opens, now_ms):
         state.tree.follow(checkpoint)  # What can be refused is refused at once.
         _hold(state, checkpoint.envelope, opens)
+
+
+def _is_early(state: RoundState, due_ms: int, now_ms: int) -> bool:
+    """Whether a checkpoint is ahead of this clock. What this node kept was not: then its clock was set back."""
+    return due_ms > now_ms and not state.is_restoring
 
 
 def _hold(state: RoundState, checkpoint: Envelope, due_ms: int) -> NoReturn:

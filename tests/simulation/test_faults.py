@@ -83,6 +83,25 @@ def test_a_swarm_that_slept_for_a_night_goes_on_where_it_was() -> None:
         assert tree.head().round >= round_before + 4
 
 
+@pytest.mark.parametrize("minutes_early", [1, 60, 10**6])
+def test_a_node_that_starts_with_its_clock_set_back_knows_all_it_knew(minutes_early: int) -> None:
+    """As small computers without a clock of their own do: at every start it is the same hour, or 1970."""
+    world = swarm(4)
+    world.run(5)
+    node = world.nodes[1]
+    node.kill()
+    before = node.state
+    node.skew_ms = -minutes_early * 60_000
+    node.start()
+    assert node.state.tree.head().id == before.tree.head().id
+    assert node.state.tree.final == before.tree.final
+    assert node.state.tree.final.slot >= 1
+    world.run(2)
+    node.skew_ms = 0
+    world.run(4)
+    world.checker.check_agreement(final_slot=world.slot - 4)
+
+
 def test_a_swarm_that_fell_asleep_with_its_votes_divided_goes_on_as_well() -> None:
     world = swarm(2)
     world.run(4)
