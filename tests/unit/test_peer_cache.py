@@ -338,6 +338,18 @@ async def test_those_who_dial_us_count_too_and_the_lost_are_noticed() -> None:
     await asyncio.gather(polls, return_exceptions=True)
 
 
+async def test_who_asks_before_it_is_greeted_is_greeted_all_the_same_to_know_its_round_trip() -> None:
+    bench = Bench()
+    bench.connections.alive(BOB)
+    assert [info.latency_ms for info in bench.connections.infos()] == [None]
+    bench.dialer.open[BOB] = ["/ip4/192.0.2.1/tcp/5"]
+    polls = asyncio.ensure_future(bench.connections.run_polls())
+    await seen(bench, lambda: [info.latency_ms for info in bench.connections.infos()] == [2.5])
+    assert bench.changes == [(BOB, True)]
+    polls.cancel()
+    await asyncio.gather(polls, return_exceptions=True)
+
+
 async def test_who_is_shut_out_is_hung_up_on_and_neither_dialled_nor_greeted_until_it_is_over() -> None:
     bench = Bench()
     polls = asyncio.ensure_future(bench.connections.run_polls())

@@ -77,7 +77,7 @@ class _Connected:
 
 @dataclass(slots=True)
 class _Stranger:
-    """A connection that has not proved itself."""
+    """A connection whose greeting was not answered yet."""
 
     num_failures: int = 0
     next_try_s: float = 0.0
@@ -162,6 +162,8 @@ class Connections:
         self._cache.seen(key, now_ms=now_ms)
         state = self._table.get(key)
         if state is not None:
+            if latency_ms is not None:
+                self._strangers.pop(key, None)
             state.last_seen_ms = now_ms
             state.latency_ms = latency_ms if latency_ms is not None else state.latency_ms
             return
@@ -251,8 +253,9 @@ class Connections:
                 self._drop(key)
         self._strangers = {key: s for key, s in self._strangers.items() if key in open_connections or s.greeting}
         for key in open_connections:
-            if key in self._table or key in self._dials:
-                continue
+            known = self._table.get(key)
+            if key in self._dials or (known is not None and known.latency_ms is not None):
+                continue  # Who asked first is a peer at once, and greeted for the sake of its round trip.
             stranger = self._strangers.setdefault(key, _Stranger())
             if not stranger.greeting and stranger.next_try_s <= asked_s:
                 stranger.greeting = True
