@@ -159,13 +159,12 @@ def test_a_reader_takes_the_fewer_bytes_and_is_told(past: Past, tmp_path: Path) 
 
 
 def test_a_lie_is_refused_and_a_killed_newcomer_goes_on(past: Past) -> None:
-    peers = link_of(past.bob, past.ada, past.link).peers
+    link = link_of(past.bob, past.ada, past.link)
     stop_where_it_can_lie(past.bob, past.genesis)
     past.ada.stop()  # Without her nothing becomes final, and nobody makes a newer snapshot than the lie.
     put_a_lie(past.bob, past.genesis)
     past.bob.start()
-    fay = past.live.join(past.link, "fay", "--no-certify", "--no-start")
-    fay.fullrank("config", "set", "network.peers", ",".join(peers))
+    fay = past.live.join(link, "fay", "--no-certify", "--no-start")
     fay.start()
     wait_until("fay is on its way", lambda: "Arriving by the snapshot" in log_of(fay), [fay])
     wait_until_gone(fay.kill())
