@@ -8,6 +8,7 @@ import functools
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,12 @@ DAEMON_POINTS = (
 )
 
 
+_dying = threading.Lock()
+
+
 def die(point: str, *processes: int) -> None:
-    """SIGKILL to these processes and this one, having said where."""
+    """SIGKILL to these processes and this one, having said where; a second thread that gets here waits for its end."""
+    _dying.acquire()
     Path(os.environ[SAYS_VARIABLE]).write_text(point)
     for process in (*processes, os.getpid()):
         os.kill(process, signal.SIGKILL)
