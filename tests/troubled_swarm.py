@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
 from live_swarm import LiveNode, LiveSwarm, wait_for_certifiers, wait_until
 from namespaces import Lan, missing
 
@@ -108,6 +109,32 @@ def nothing_final_is_lost(swarm: Swarm) -> Iterator[None]:
 
 def _running(swarm: Swarm) -> list[LiveNode]:
     return [node for node in swarm.nodes if node.status()["running"]]
+
+
+# ---- fixtures --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
+    with four_certifiers(tmp_path_factory.mktemp("swarm")) as swarm:
+        yield swarm
+
+
+@pytest.fixture
+def swarm(shared: Swarm) -> Iterator[Swarm]:
+    """The swarm with all four at work, whatever an earlier test broke off."""
+    shared.make_whole(*shared.nodes)
+    with nothing_final_is_lost(shared):
+        yield shared
+
+
+@pytest.fixture
+def bereft(shared: Swarm) -> Iterator[Swarm]:
+    """The swarm without its founder."""
+    shared.make_whole(shared.bob, shared.cyd, shared.dan)
+    shared.ada.end()
+    with nothing_final_is_lost(shared):
+        yield shared
 
 
 # ---- what a node has ---------------------------------------------------------------------------------

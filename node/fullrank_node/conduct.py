@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from fullrank_node.network.asking import short
+
 log = logging.getLogger(__name__)
 
 LIMIT: Final = 20.0
@@ -157,4 +159,4 @@ class Conduct:
         record.times += 1
         record.until_s = record.counted_s + pause_s
         record.why = why
-        log.warning("Peer %s is shut out for %.0f s: it %s.", peer.hex()[:8], pause_s, why)
+        log.warning("Peer %s is shut out for %.0f s: it %s.", short(peer), pause_s, why)

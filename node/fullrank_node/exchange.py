@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from fullrank_node.blob_store import BlobStore
 from fullrank_node.clock import Clock
 from fullrank_node.conduct import Conduct
+from fullrank_node.network.asking import short
 from fullrank_node.network.interface import Network, NetworkError, PeerFailure
 from fullrank_node.store import Store
-from fullrank_node.taking import Taker, short
+from fullrank_node.taking import Taker
 from fullrank_protocol import round_io
 from fullrank_protocol.envelope import open_envelope
 from fullrank_protocol.errors import ProtocolError

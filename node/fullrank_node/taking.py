@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING
 
 from fullrank_node.conduct import Conduct
+from fullrank_node.network.asking import short
 from fullrank_node.network.interface import NetworkError
 from fullrank_protocol import round_io
 from fullrank_protocol.envelope import Envelope, open_envelope, type_name
@@ -114,7 +115,8 @@ class Taker:
             try:
                 envelope = open_envelope(data, swarm=self._state.genesis.swarm, is_known=self._state.has)
             except RejectError as error:
-                log.warning("Object from %s refused: %s.", short(peer), error.detail)
+                sender = short(peer) if peer is not None else "the DHT"
+                log.warning("Object from %s refused: %s.", sender, error.detail)
                 refused.append(peer_pb2.RefusedObject(rule=error.rule, detail=error.detail))
                 if peer is not None:
                     why = f"sent an object that was refused by rule {error.rule.name}: {error.detail}"
@@ -155,11 +157,6 @@ class Taker:
         if peer is not None and (why := self._conduct.refusal(peer)) is not None:
             raise NetworkError(why)
         await asyncio.sleep(0)
-
-
-def short(key: bytes | None) -> str:
-    """A peer as people see it in logs."""
-    return key.hex()[:8] if key is not None else "the DHT"
 
 
 def _a(noun: str) -> str:

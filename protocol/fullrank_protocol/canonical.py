@@ -64,9 +64,8 @@ def parse_canonical(message_class: type[MessageT], data: bytes, *, what: str) ->
         message.DiscardUnknownFields()
         again = canonical_bytes(message)
     except (DecodeError, RecursionError, ValueError) as error:  # UnicodeDecodeError is a ValueError.
-        raise RejectError(
-            Rule.SCHEMA, f"{what} of {len(data)} bytes does not parse"
-        ) from error  # The library's words are no reason.
+        # Without the library's words: they differ from one version to the next.
+        raise RejectError(Rule.SCHEMA, f"{what} of {len(data)} bytes does not parse") from error
     if again != data:
         raise RejectError(Rule.SCHEMA, f"{what} of {len(data)} bytes is not in canonical form")
     return message

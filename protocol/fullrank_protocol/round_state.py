@@ -215,11 +215,6 @@ class RoundState:
     is_restoring: bool = False
     arrival: Arrival = field(default_factory=Arrival)
 
-    @property
-    def num_parked(self) -> int:
-        """Objects that wait for something they refer to."""
-        return len(self.parked)
-
     def is_no_checkpoint(self, object_id: bytes) -> bool:
         """Whether it is another kind of object that is here: nothing need wait for a checkpoint of that id."""
         return object_id in self.known and object_id not in self.refused and object_id not in self.tree.nodes

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import live_swarm
 import pytest
+from troubled_swarm import shared, swarm  # noqa: F401 - fixtures.
 
 
 @pytest.hookimpl(wrapper=True)

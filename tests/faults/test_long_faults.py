@@ -3,7 +3,6 @@
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -17,9 +16,7 @@ from live_swarm import (
 from troubled_swarm import (
     Swarm,
     assert_nobody_is_accused,
-    four_certifiers,
     log_of,
-    nothing_final_is_lost,
     stored,
 )
 
@@ -32,20 +29,6 @@ P2PD_MINUTE_S = 60.0
 
 ONE_WAY_MS = 150
 """Half way round the world."""
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
-    with four_certifiers(tmp_path_factory.mktemp("swarm")) as swarm:
-        yield swarm
-
-
-@pytest.fixture
-def swarm(shared: Swarm) -> Iterator[Swarm]:
-    """The swarm with all four at work, whatever an earlier test broke off."""
-    shared.make_whole(*shared.nodes)
-    with nothing_final_is_lost(shared):
-        yield shared
 
 
 def test_a_node_whose_p2pd_is_killed_every_few_seconds_for_a_minute_outlives_them_all(swarm: Swarm) -> None:

@@ -60,7 +60,7 @@ def test_the_order_of_arrival_changes_nothing(shape: Shape, cast: Ballots, order
         node.at(200)
         actions = node.receive(*things)
         accused = {each.first.voter for each in some(SignEvidence, actions)}
-        assert node.state.num_parked == 0
+        assert len(node.state.parked) == 0
         assert not node.state.unverified
         if node.state.tree.conflict is None:
             outcomes.append((accused, node.head.here, node.state.tree.final))

@@ -80,7 +80,7 @@ def test_what_strangers_send_about_the_unknown_fills_a_small_room_and_nobody_is_
     machine.receive(honest)
     actions = machine.receive(*orphans(tale, "mallory", MAX_PARKED_OF_STRANGERS + 50))
     assert not some(FetchObjects, actions)
-    assert machine.state.num_parked == MAX_PARKED_OF_STRANGERS + 1
+    assert len(machine.state.parked) == MAX_PARKED_OF_STRANGERS + 1
     assert machine.state.parked.holds(honest.id)
 
 
@@ -89,7 +89,7 @@ def test_a_thousand_keys_have_no_more_room_than_one() -> None:
     machine = reader(tale, 3)
     for number in range(MAX_PARKED_OF_STRANGERS + 20):
         machine.receive(tale.swarm.vote(f"sybil {number}", target=id_of(f"{number}"), target_slot=2))
-    assert machine.state.num_parked == MAX_PARKED_OF_STRANGERS
+    assert len(machine.state.parked) == MAX_PARKED_OF_STRANGERS
 
 
 def test_large_objects_of_strangers_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_large_objects_of_strangers_are_bounded_by_their_bytes(monkeypatch: pyte
     machine = reader(tale, 3)
     machine.receive(*orphans(tale, "mallory", 10, num_bytes=40_000))
     assert machine.state.parked.num_bytes <= MAX_PARKED_BYTES_OF_STRANGERS >> 6
-    assert 0 < machine.state.num_parked < 4
+    assert 0 < len(machine.state.parked) < 4
 
 
 def test_for_one_certifier_a_bounded_number_of_objects_is_asked_for() -> None:
@@ -116,7 +116,7 @@ def test_what_nothing_waits_for_any_more_is_not_remembered_as_asked_for(monkeypa
     tale = story()
     machine = reader(tale, 3)
     machine.receive(*orphans(tale, "dan", 40))
-    assert machine.state.num_parked == 8
+    assert len(machine.state.parked) == 8
     assert len(machine.state.asked) <= 9
 
 
@@ -130,7 +130,7 @@ def test_a_long_chain_sent_backwards_does_not_break_the_node() -> None:
         line.append(state)
     machine.receive(*reversed(line))
     assert machine.head == state
-    assert machine.state.num_parked == 0
+    assert len(machine.state.parked) == 0
 
 
 # ---- what is opened -------------------------------------------------------------------------------

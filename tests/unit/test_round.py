@@ -92,7 +92,7 @@ def test_a_contribution_whose_base_is_missing_waits_for_it_and_asks() -> None:
     machine.at(2)
     assert only(FetchObjects, machine.receive(early)).ids == (base.id,)
     assert early.id in [keep.envelope.id for keep in some(Keep, machine.receive(base))]
-    assert machine.state.num_parked == 0
+    assert len(machine.state.parked) == 0
 
 
 def test_what_is_missing_is_asked_for_again_after_three_seconds_until_it_comes() -> None:
@@ -179,7 +179,7 @@ def test_waiting_objects_are_bounded_and_the_oldest_go_first(monkeypatch: pytest
     for number in range(3):
         base = {"base_checkpoint": id_of(f"base {number}"), "base_slot": 1}
         machine.receive(tale.swarm.contribution("bob", **base))
-    assert machine.state.num_parked == 2
+    assert len(machine.state.parked) == 2
     assert list(machine.state.parked) == [id_of("base 1"), id_of("base 2")]
 
 

@@ -196,7 +196,7 @@ async def test_a_flood_of_new_objects_is_not_taken_in_beyond_a_peers_share() -> 
     votes = [tale.swarm.vote("bob", target=id_of(f"{number}"), target_slot=1).envelope for number in range(9)]
     refused = await node.offered(*votes)
     assert refused.failure.code == peer_pb2.Failure.BUSY
-    assert node.machine.state.num_parked == 0
+    assert len(node.machine.state.parked) == 0
     assert (await node.offered(*votes, by=BOB)).received.num_new == 9
 
 
@@ -231,7 +231,7 @@ async def test_what_refers_to_something_unknown_costs_nothing_even_when_that_nev
     node = desk(tale)
     votes = [tale.swarm.vote("bob", target=id_of(f"{number}"), target_slot=2).envelope for number in range(30)]
     await innocent(node, *votes)
-    assert node.machine.state.num_parked == 30
+    assert len(node.machine.state.parked) == 30
 
 
 async def test_when_it_comes_and_shows_that_the_object_was_false_whoever_brought_it_pays() -> None:
@@ -330,7 +330,7 @@ async def test_answers_with_what_was_not_asked_for_are_not_taken_and_cost_their_
     votes = [tale.swarm.vote("bob", target=id_of(f"{number}"), target_slot=2).envelope for number in range(30)]
     network = asks(node, lambda _: objects([vote.encode() for vote in votes]))
     await ends(node.exchange.fetch((votes[0].id,)))
-    assert node.machine.state.num_parked == 1
+    assert len(node.machine.state.parked) == 1
     assert "not asked for" in (node.conduct.refusal(MALLORY) or "")
     await ends(node.exchange.fetch((votes[1].id,)))
     assert network.num_asked == 1, "who is shut out is asked for nothing"
@@ -398,7 +398,7 @@ async def test_of_a_flood_on_the_dht_a_part_is_looked_at_and_nobody_is_blamed(mo
     network = asks(node, lambda _: objects([]))
     network.hints = [b"junk", *(vote.encode() for vote in found)]
     await ends(node.exchange.look_up(slot=1))
-    assert node.machine.state.num_parked == 9
+    assert len(node.machine.state.parked) == 9
     assert node.conduct.shut_out() == {}
 
 
