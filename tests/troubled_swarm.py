@@ -158,6 +158,16 @@ def stored(node: LiveNode, kind: int) -> list[bytes]:
         return list(store.objects(kind))
 
 
+def votes_heard(node: LiveNode) -> set[bytes]:
+    """Ids of the votes that a node knows, loose ones and those that checkpoints carry."""
+    carried = [
+        vote
+        for checkpoint in stored(node, wire.CHECKPOINT)
+        for vote in wire.Checkpoint.FromString(open_envelope(checkpoint, swarm=None).payload).votes
+    ]
+    return {open_envelope(vote, swarm=None).id for vote in (*carried, *stored(node, wire.VOTE))}
+
+
 def blob_files(node: LiveNode) -> list[Path]:
     """Its whole blobs."""
     return [path for path in node.home.blobs_dir.iterdir() if len(path.name) == 64]
