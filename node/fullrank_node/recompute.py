@@ -9,8 +9,10 @@ Requests and answers are JSON: ids, keys and hashes in hex, numbers m * 2^e as [
 
 import math
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,29 +96,30 @@ class Recompute:
         accepted: list[Mapping[str, Any]] = []
         deltas: list[Delta] = []
         refused: list[dict[str, Any]] = []
-        for number, entry in enumerate(params["entries"], start=1):
-            try:
-                delta = self._deltas.decode(entry, genesis)
-                require_norm(delta, genesis.modules)
-            except RejectError as error:
-                fault = {"rule": int(error.rule), "detail": error.detail}
-                refused.append({"contribution_id": entry["contribution_id"], **fault})
-            else:
-                accepted.append(entry)
-                deltas.append(delta)
-            progress(stage="decode", step=number, of=len(params["entries"]))
+        threads = int(params.get("threads") or 1)
+        with ThreadPoolExecutor(threads) as pool:
+            found = pool.map(lambda entry: self._delta_or_fault(entry, genesis), params["entries"])
+            for number, (entry, delta) in enumerate(zip(params["entries"], found, strict=True), start=1):
+                if isinstance(delta, RejectError):
+                    fault = {"rule": int(delta.rule), "detail": delta.detail}
+                    refused.append({"contribution_id": entry["contribution_id"], **fault})
+                else:
+                    accepted.append(entry)
+                    deltas.append(delta)
+                progress(stage="decode", step=number, of=len(params["entries"]))
 
-        self._deltas.end_merge()
-        progress(stage="weigh")
-        entries = [_entry(entry) for entry in accepted]
-        trailing = [Scaled(mantissa=m, exponent=e) for m, e in params["trailing_norms"]]
-        result = weigh(entries, gram(deltas, genesis.modules), genesis.rule, trailing)
+            self._deltas.end_merge()
+            progress(stage="weigh")
+            entries = [_entry(entry) for entry in accepted]
+            trailing = [Scaled(mantissa=m, exponent=e) for m, e in params["trailing_norms"]]
+            products = gram(deltas, genesis.modules, each=pool.map)
+            result = weigh(entries, products, genesis.rule, trailing)
 
         progress(stage="apply")
         manifest = masters.apply(
             manifest,
             plan_update(deltas, result.weights, genesis.modules),
-            threads=int(params.get("threads") or 1),
+            threads=threads,
             tile_elements=int(params.get("tile_elements") or TILE_ELEMENTS),
         )
         return {
@@ -190,6 +193,14 @@ class Recompute:
             raise NodeError(f"the snapshot cannot be read: {error}", exit_code=ExitCode.RETRY) from error
         return {"manifest": manifest}
 
+    def _delta_or_fault(self, entry: Mapping[str, Any], genesis: Genesis) -> Delta | RejectError:
+        try:
+            delta = self._deltas.decode(entry, genesis)
+            require_norm(delta, genesis.modules)
+        except RejectError as error:
+            return error
+        return delta
+
     def _read_genesis(self, path: str) -> Genesis:
         try:
             key = path, Path(path).stat().st_mtime_ns
@@ -208,12 +219,14 @@ class DeltaCache:
     """Decoded deltas, expanded, the least recently used forgotten first. Refusals are not kept: they are rare.
 
     What the last few merges did not need goes, too: otherwise a worker would grow for hours, up to its limit.
+    Several threads may decode at a time.
     """
 
     def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._num_bytes = 0
         self._num_merges = 0
+        self._lock = threading.Lock()
         self._deltas: OrderedDict[tuple[object, ...], tuple[Delta, int]] = OrderedDict()
 
     def decode(self, request: Mapping[str, Any], genesis: Genesis) -> Delta:
@@ -225,7 +238,8 @@ class DeltaCache:
         """
         path, codec = Path(request["blob_path"]), int(request["codec"])
         key = (genesis.swarm, str(path), codec, request["member"], request["period"])
-        known = self._deltas.get(key)
+        with self._lock:
+            known = self._deltas.get(key)
         if known is not None:
             delta, _ = known
         else:
@@ -234,18 +248,21 @@ class DeltaCache:
             )
             data = _read_blob(path, genesis.limits.max_delta_bytes)
             delta = expand(decode(data, genesis, codec), context, genesis.modules)
-            self._num_bytes += _size(delta)
-        self._deltas[key] = delta, self._num_merges
-        self._deltas.move_to_end(key)
-        while self._num_bytes > self._max_bytes and len(self._deltas) > 1:
-            self._forget_oldest()
+        with self._lock:
+            if key not in self._deltas:
+                self._num_bytes += _size(delta)
+            self._deltas[key] = delta, self._num_merges
+            self._deltas.move_to_end(key)
+            while self._num_bytes > self._max_bytes and len(self._deltas) > 1:
+                self._forget_oldest()
         return delta
 
     def end_merge(self) -> None:
         """Forget what this merge and the ones before it did not need."""
-        self._num_merges += 1
-        while self._deltas and next(iter(self._deltas.values()))[1] < self._num_merges - KEPT_MERGES:
-            self._forget_oldest()
+        with self._lock:
+            self._num_merges += 1
+            while self._deltas and next(iter(self._deltas.values()))[1] < self._num_merges - KEPT_MERGES:
+                self._forget_oldest()
 
     def _forget_oldest(self) -> None:
         _, (delta, _) = self._deltas.popitem(last=False)

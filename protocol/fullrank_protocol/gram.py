@@ -13,6 +13,8 @@ Legend of array names: N = deltas, R = components, K = components of a block, G 
 to one delta and have one exponent, D = dimensions of the vectors (out_features or in_features).
 """
 
+# ruff: noqa: N815  (attributes named like the arrays that they hold)
+
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -169,7 +171,7 @@ class _LimbSums:
     def add(self, other: "_LimbSums") -> None:
         """Add another's sums."""
         for mine, theirs in zip(self._limbs, other._limbs, strict=True):
-            mine += theirs
+            np.add(mine, theirs, out=mine)
         self._carry()
 
     def rounded(self, i: int, j: int) -> float:

@@ -8,8 +8,10 @@ Legend of array names: T = rows of a tile.
 """
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -121,13 +123,14 @@ class MasterStore:
     ) -> dict[str, str]:
         """Writes the tensors that an update changes; all durable when this returns.
 
-        The result does not depend on `threads` or `tile_elements`. Each thread holds one plan and one tile. What is
-        read is hashed: a damaged file must not become a digest by which this node would refuse what is right.
+        The result does not depend on `threads` or `tile_elements`. Each thread holds one plan and one tile; while the
+        disk makes a file durable, its thread lets another module be computed, so up to twice as many plans are held.
+        What is read is hashed: a damaged file must not become a digest by which this node would refuse what is right.
 
         Args:
             manifest: The state that the update applies to.
             plans: What it does, as from `state.plan_update`; taken one at a time.
-            threads: Modules worked on at the same time.
+            threads: Modules computed at the same time.
             tile_elements: Elements in one tile, at least one row.
 
         Returns:
@@ -138,14 +141,16 @@ class MasterStore:
             NodeError: A master file is missing or damaged, or the disk is full.
         """
         result = dict(manifest)
+        computing = threading.Semaphore(threads)
 
         def one(item: tuple[ModuleShape, ModulePlan]) -> tuple[str, str]:
             module, plan = item
             if module.name not in manifest:
                 raise _lost(module.name, "the manifest does not name it")
-            return module.name, self._write_tiles(self._new_tiles(module, plan, manifest[module.name], tile_elements))
+            tiles = self._new_tiles(module, plan, manifest[module.name], tile_elements)
+            return module.name, self._write_tiles(tiles, computing=computing)
 
-        for name, sha256 in _bounded_map(one, plans, threads=threads):
+        for name, sha256 in _bounded_map(one, plans, threads=2 * threads):
             result[name] = sha256
         fsync_directory(self.directory)
         return result
@@ -176,6 +181,7 @@ class MasterStore:
     ) -> Iterator[Float32Array]:
         old = self.open(sha256, (module.out_features, module.in_features), name=module.name)
         num_rows = max(1, tile_elements // module.in_features)
+        plan = plan.widened()
         digest = hashlib.sha256()
         for start in range(0, module.out_features, num_rows):
             rows = slice(start, min(start + num_rows, module.out_features))
@@ -190,14 +196,20 @@ class MasterStore:
         if digest.hexdigest() != sha256:
             raise _spoilt(module.name, self.path(sha256))
 
-    def _write_tiles(self, tiles: Iterable[Float32Array]) -> str:
-        """Writes tiles one after the other into a file named by the hash of all; the directory is not synced yet."""
+    def _write_tiles(
+        self, tiles: Iterable[Float32Array], *, computing: AbstractContextManager[object] | None = None
+    ) -> str:
+        """Writes tiles one after the other into a file named by the hash of all; the directory is not synced yet.
+
+        `computing` is held while tiles are taken, and no more while the file is made durable.
+        """
         digest = hashlib.sha256()
         with temporary_file(self.directory) as file:
-            for tile in tiles:
-                data = tile.astype("<f4", copy=False).data.cast("B")
-                digest.update(data)
-                file.write(data)
+            with computing or nullcontext():
+                for tile in tiles:
+                    data = tile.astype("<f4", copy=False).data.cast("B")
+                    digest.update(data)
+                    file.write(data)
             sha256 = digest.hexdigest()
             replace_with(file, self.path(sha256))
         return sha256

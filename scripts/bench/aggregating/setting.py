@@ -169,7 +169,7 @@ def _delta(modules: tuple[Module, ...], *, mode: str, rank: int, author: str) ->
     for module in modules:
         B_RO = _integers(rng, rank, module.out_features)
         A_RI = _integers(rng, rank, module.in_features) if mode == "ab" else None
-        exponents = rng.integers(-22, -18, rank).tolist()
+        exponents = (rng.integers(-22, -18, rank) - (6 if mode == "ab" else 0)).tolist()
         mantissas = (2 * rng.integers(0, 8, rank) + 1).tolist()
         order = list(range(rank))
         if A_RI is not None:
