@@ -1,5 +1,6 @@
 """Inner products of deltas: the exact value, rounded once (protocol section 7)."""
 
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import numpy as np
@@ -106,6 +107,46 @@ def test_every_entry_is_the_exact_value_rounded_once(seed: int) -> None:
     for i in range(5):
         for j in range(5):
             assert found[i][j] == float(exact_inner_product(deltas[i], deltas[j]))
+
+
+def test_vectors_longer_than_float32_can_count_lose_nothing() -> None:
+    # 127^2 * 3001 is odd and above 2^25.
+    module = Module(name="long", kind=ModuleKind.LINEAR, out_features=3001, in_features=2)
+    part = low_rank("long", np.full((3001, 1), 127), [[0, 127]], [1], [0])
+    assert squared_norm(Delta(parts=(part,)), (module,)) == float(127**2 * 3001 * 127**2)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 7])
+def test_bits_that_all_entries_lack_are_made_up_for(bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    most = 127 >> bits
+    B_OR, A_RI = rng.integers(-most, most + 1, (4, 3)), rng.integers(-127, 128, (3, 6))
+    small = Delta(parts=(low_rank("down", B_OR, A_RI, [1, 3, 5], [0, -3, 2]),))
+    large = Delta(parts=(low_rank("down", B_OR << bits, A_RI, [1, 3, 5], [0, -3, 2]),))
+    assert gram([large], MODULES)[0][0] == 4.0**bits * gram([small], MODULES)[0][0]
+    assert gram([small, large], MODULES)[0][1] == 2.0**bits * gram([small], MODULES)[0][0]
+
+
+def test_more_components_than_one_block_holds_are_all_counted() -> None:
+    rng = np.random.default_rng(9)
+    deltas, matrices = [], []
+    for rank in (600, 500, 1100, 30, 900):
+        B_OR, A_RI = rng.integers(-127, 128, (4, rank)), rng.integers(-127, 128, (rank, 6))
+        mantissas = 2 * rng.integers(0, 8, rank) + 1
+        exponents = rng.integers(0, 3, rank)
+        deltas.append(Delta(parts=(low_rank("down", B_OR, A_RI, mantissas.tolist(), exponents.tolist()),)))
+        matrices.append((B_OR * (mantissas << exponents)) @ A_RI)
+    found = gram(deltas, MODULES)
+    for i, first in enumerate(matrices):
+        for j, second in enumerate(matrices):
+            assert found[i][j] == float(sum(int(a) * int(b) for a, b in zip(first.flat, second.flat, strict=True)))
+
+
+def test_threads_change_nothing() -> None:
+    rng = np.random.default_rng(6)
+    deltas = [random_delta(rng) for _ in range(7)]
+    with ThreadPoolExecutor(3) as pool:
+        assert gram(deltas, MODULES, each=pool.map) == gram(deltas, MODULES)
 
 
 def test_exponents_far_apart_lose_nothing() -> None:

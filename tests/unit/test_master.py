@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ from swarms import genesis_message, key_of
 
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.files import temporary_file
+from fullrank_node.model import master
 from fullrank_node.model.master import MasterStore, manifest_digest
 from fullrank_protocol.errors import RejectError, Rule
 from fullrank_protocol.genesis import Module, create_genesis
 from fullrank_protocol.parts import Dense, LowRank
 from fullrank_protocol.scaled import Scaled
-from fullrank_protocol.state import ModulePlan, model_digest, plan_module, tensor_sha256
+from fullrank_protocol.state import ModulePlan, apply_tile, model_digest, plan_module, tensor_sha256
 
 UP, NORM = sorted(create_genesis(key_of("ada"), genesis_message()).modules, key=lambda m: m.name, reverse=True)
 """Shapes (4, 3) and (5,)."""
@@ -109,6 +111,36 @@ def test_no_more_plans_are_held_than_threads(masters: MasterStore, manifest: dic
     applied = masters.apply(manifest, plans(), threads=2)  # type: ignore[arg-type]
     assert asked == list(range(20))
     assert applied[UP.name] != manifest[UP.name]
+
+
+def test_a_module_is_computed_while_the_disk_keeps_another(
+    masters: MasterStore, manifest: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: set[str] = set()
+    both = threading.Event()
+    alone = threading.Lock()
+
+    def compute(tile: np.ndarray, plan: ModulePlan, rows: slice) -> np.ndarray:
+        assert alone.acquire(blocking=False), "one thread was asked for"
+        try:
+            computed.add(plan.module)
+            if len(computed) == 2:
+                both.set()
+            return apply_tile(tile, plan, rows)
+        finally:
+            alone.release()
+
+    def slow(descriptor: int) -> None:
+        assert both.wait(60), "the other module waits for this file"
+        fsync(descriptor)
+
+    fsync = os.fsync
+    part = Dense(module=NORM.name, values_O=np.full(5, 64, np.int8), scale_mantissa=1, scale_exponent=-6)
+    plans = [add_64_to_the_corner(), (NORM, plan_module(NORM, [(part, ONE)]))]
+    expected = masters.apply(manifest, plans)
+    monkeypatch.setattr(os, "fsync", slow)
+    monkeypatch.setattr(master, "apply_tile", compute)
+    assert masters.apply(manifest, plans, threads=1) == expected
 
 
 def test_a_result_that_is_not_finite_is_refused_and_leaves_nothing(

@@ -16,6 +16,7 @@ from fullrank_protocol.genesis import Module, ModuleKind
 from fullrank_protocol.parts import components
 from fullrank_protocol.scaled import ZERO, Scaled
 from fullrank_protocol.state import (
+    ModulePlan,
     Weighted,
     apply_tile,
     canonical_float32,
@@ -176,6 +177,42 @@ def test_neither_order_nor_tiles_change_a_byte() -> None:
                 )
             )
         assert applied(weights, shuffled).tobytes() == expected
+
+
+def wide_plan() -> tuple[ModulePlan, np.ndarray]:
+    """A module of more elements than are rounded at a time, whose last rows do not change, and its weights."""
+    rng = np.random.default_rng(12)
+    module = Module(name="wide", kind=ModuleKind.LINEAR, out_features=501, in_features=307)
+    B_OR = rng.integers(-127, 128, (501, 9)).astype(np.int8)
+    B_OR[-2:] = 0
+    part = LowRank(
+        module="wide",
+        B_OR=B_OR,
+        A_RI=rng.integers(-127, 128, (9, 307)).astype(np.int8),
+        scale_mantissa_R=tuple((2 * rng.integers(0, 8, 9) + 1).tolist()),
+        scale_exponent_R=tuple(rng.integers(-35, -20, 9).tolist()),
+    )
+    return plan_module(module, [(part, Scaled.of(0.7))]), rng.normal(size=(501, 307)).astype(np.float32)
+
+
+def test_a_tile_of_many_strips_is_as_its_rows_one_by_one_however_wide_the_plan() -> None:
+    plan, weights = wide_plan()
+    for one in (plan, plan.widened()):
+        rows = [apply_tile(weights[o : o + 1], one, slice(o, o + 1)) for o in range(501)]
+        assert apply_tile(weights, one, slice(0, 501)).tobytes() == np.concatenate(rows).tobytes()
+    assert plan.widened().A_RI.dtype == np.float64
+
+
+def test_the_last_strip_is_made_canonical_and_checked_too() -> None:
+    plan, weights = wide_plan()
+    weights[-1, :3] = (-0.0, -(2.0**-127), 2.0**-126)
+    new = apply_tile(weights, plan, slice(0, 501))
+    assert new[-1, :3].tobytes() == np.array([0.0, 0.0, 2.0**-126], np.float32).tobytes()
+    for bad in (np.inf, -np.inf, np.nan):
+        weights[-1, -1] = bad
+        with pytest.raises(RejectError) as caught:
+            apply_tile(weights, plan, slice(0, 501))
+        assert caught.value.rule == Rule.NON_FINITE
 
 
 THREADED = """

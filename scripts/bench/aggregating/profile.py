@@ -62,4 +62,4 @@ def _innermost(frame: FrameType | None) -> tuple[str, str] | None:
         return None
     file = frame.f_code.co_filename
     module = file.rpartition("/")[2].removesuffix(".py")
-    return f"{module}.{frame.f_code.co_name}", linecache.getline(file, frame.f_lineno).strip()
+    return f"{module}.{frame.f_code.co_name}", linecache.getline(file, frame.f_lineno or 0).strip()
