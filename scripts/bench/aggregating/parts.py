@@ -21,6 +21,9 @@ NUM_DELTAS = (4, 16, 64)
 RANKS = (4, 16, 64)
 THREADS = (1, 2)
 
+_ARITHMETIC = ("codec", "delta", "gram", "parts", "scaled", "seeded", "state", "weights")
+"""Modules of the protocol that a merge spends its time in."""
+
 _ALL_BYTES = 1 << 40
 
 
@@ -154,7 +157,7 @@ def _reference(setting: Setting, entries: list[dict[str, Any]], threads: int) ->
 def _code() -> str:
     """A hash of what is measured and what measures, so that figures of two versions are never mixed."""
     files = [
-        *sorted((ROOT / "protocol" / "fullrank_protocol").glob("*.py")),
+        *(ROOT / "protocol" / "fullrank_protocol" / f"{name}.py" for name in _ARITHMETIC),
         *(ROOT / "node" / "fullrank_node" / name for name in ("recompute.py", "worker.py", "files.py")),
         ROOT / "node" / "fullrank_node" / "model" / "master.py",
         *(Path(__file__).with_name(name) for name in ("setting.py", "reference.py", "product.py")),
