@@ -16,13 +16,13 @@ Codec 1, everything little-endian:
         B, component after component     packed
         A, component after component     packed, form 0 only
 
-A packed array holds two's complement integers q of b = 2, 4 or 8 bits, from the lowest bits of the first byte on;
-unused bits of the last byte are zero. q stands for the integer q * 2^(8 - b). Integers of 3 bits travel as 4, of
-5 to 7 as 8: within bytes they line up, and entropy coding takes the difference back (measured on Gaussian
-factors, bits an entry: 3 bits 1.8 instead of 2.3, 5 bits 4.2 instead of 4.7).
+How integers are packed is told in `packing`. Those of 3 bits travel as 4, of 5 to 7 as 8: within bytes they line up,
+and entropy coding takes the difference back (measured on Gaussian factors, bits an entry: 3 bits 1.8 instead of 2.3,
+5 bits 4.2 instead of 4.7).
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,24 +30,35 @@ import zstandard
 
 from fullrank_protocol.delta import validate
 from fullrank_protocol.errors import RejectError, Rule
-from fullrank_protocol.parts import Delta, DeltaRules, Dense, Int8Array, LowRank, ModuleShape, Part
+from fullrank_protocol.packing import WIDTHS, Octets, pack, packed_size, unpack, width_needed
+from fullrank_protocol.parts import KIND_DENSE, Delta, DeltaRules, Dense, Int8Array, LowRank, ModuleShape, Part
 
 CODEC_PACKED = 1
+
+Buffer = bytes | memoryview
 
 _FORM_SENT = 0
 _FORM_SEEDED = 1
 _FORM_DENSE = 2
 
-_WIDTHS = (2, 4, 8)
-
 _COUNT = struct.Struct("<I")
 _HEAD = struct.Struct("<IBBBH")
 
-_COMPRESSION = zstandard.ZstdCompressionParameters.from_level(
+COMPRESSION = zstandard.ZstdCompressionParameters.from_level(
     3, strategy=zstandard.STRATEGY_FAST, min_match=7, target_length=0, write_content_size=True
 )
 """Entropy coding with hardly any search for repetitions, which factors do not have and which cost the entropy
-coder its statistics: within 5 % of the entropy at every width, where levels 3 to 15 lose up to 20 %."""
+coder its statistics: within 1 % of the entropy for ternary integers, 5 % at every width, where levels 3 to 15 lose up
+to 20 %."""
+
+_COMPONENT_BYTES = 256
+"""A component's scale, row number and largest entry as Python's numbers, also while they are compared."""
+
+_PART_BYTES = 2048
+"""The Python objects of a part, with its entry of the header."""
+
+_WORKING_BYTES = 1 << 20
+"""What decoding takes beside, whatever the shapes: blocks being spread or looked at, and zstd's own tables."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +74,9 @@ class _Head:
     def num_bytes(self) -> int:
         """Size of the part in the unpacked frame."""
         size = self.rank * (5 if self.form == _FORM_SEEDED else 3)
-        size += _packed_size(self.rank * self.module.out_features, self.width_b)
+        size += packed_size(self.rank * self.module.out_features, self.width_b)
         if self.form == _FORM_SENT:
-            size += _packed_size(self.rank * self.module.in_features, self.width_a)
+            size += packed_size(self.rank * self.module.in_features, self.width_a)
         return size
 
 
@@ -81,14 +92,14 @@ def encode(delta: Delta, rules: DeltaRules, codec: int = CODEC_PACKED) -> bytes:
     validate(delta, rules)
     index_of = {module.name: index for index, module in enumerate(rules.modules)}
     heads: list[bytes] = []
-    body: list[bytes] = []
+    body: list[Buffer] = []
     for part in delta.parts:
         head, content = _encode_part(part, index_of[part.module])
         heads.append(head)
-        body.append(content)
+        body += content
     raw = b"".join(body)
     _check_size("unpacked delta", len(raw), rules)
-    frame = zstandard.ZstdCompressor(compression_params=_COMPRESSION).compress(raw)
+    frame = zstandard.ZstdCompressor(compression_params=COMPRESSION).compress(raw)
     encoded = b"".join((_COUNT.pack(len(heads)), *heads, frame))
     _check_size("encoded delta", len(encoded), rules)
     return encoded
@@ -108,16 +119,34 @@ def decode(data: bytes, rules: DeltaRules, codec: int) -> Delta:
     heads, offset = _decode_heads(data, rules)
     num_bytes = sum(head.num_bytes() for head in heads)
     _check_size("unpacked delta", num_bytes, rules)
-    raw = _decompress(data[offset:], num_bytes)
+    raw = _decompress(memoryview(data)[offset:], num_bytes)
+    octets = np.frombuffer(raw, dtype=np.uint8)
     parts: list[Part] = []
     at = 0
     for head in heads:
-        end = at + head.num_bytes()
-        parts.append(_decode_part(head, raw[at:end]))
-        at = end
+        part, at = _decode_part(head, raw, octets, at)
+        parts.append(part)
     delta = Delta(parts=tuple(parts))
     validate(delta, rules)
     return delta
+
+
+def most_memory(rules: DeltaRules) -> int:
+    """Most bytes that decoding holds at a time beside the encoded delta, whatever the bytes of that are.
+
+    They are the unpacked frame (or what zstd has of it, twice, before it finds one cut short), the integers, one each
+    byte, and a few rows of them while they are checked.
+    """
+    most = rules.limits.max_delta_bytes
+    integers = components = widest = 0
+    for module in rules.modules:
+        dense = module.kind == KIND_DENSE
+        integers += module.out_features if dense else rules.max_rank * (module.out_features + module.in_features)
+        components += 1 if dense else rules.max_rank
+        widest = max(widest, module.out_features, module.in_features)
+    # At least two bits hold an integer, and three bytes a component's scale.
+    held = most + max(most, min(integers, 4 * most)) + 4 * widest
+    return held + _COMPONENT_BYTES * min(components, most // 3) + _PART_BYTES * len(rules.modules) + _WORKING_BYTES
 
 
 def _check_size(what: str, num_bytes: int, rules: DeltaRules) -> None:
@@ -127,24 +156,26 @@ def _check_size(what: str, num_bytes: int, rules: DeltaRules) -> None:
         )
 
 
-def _encode_part(part: Part, index: int) -> tuple[bytes, bytes]:
+def _encode_part(part: Part, index: int) -> tuple[bytes, Sequence[Buffer]]:
+    """One entry of the header, and what the frame holds for it."""
     if isinstance(part, Dense):
-        width = _width_needed(part.values_O)
-        head = _HEAD.pack(index, _FORM_DENSE, width, 0, 1)
-        return head, struct.pack("<Bh", part.scale_mantissa, part.scale_exponent) + _pack(part.values_O, width)
-    width_b = _width_needed(part.B_OR)
-    content = [
-        np.array(part.scale_mantissa_R, dtype="<u1").tobytes(),
-        np.array(part.scale_exponent_R, dtype="<i2").tobytes(),
-    ]
+        values = _flat(part.values_O)
+        width = width_needed(values)
+        scale = struct.pack("<Bh", part.scale_mantissa, part.scale_exponent)
+        return _HEAD.pack(index, _FORM_DENSE, width, 0, 1), (scale, pack(values, width).data)
+    rank = part.rank
+    scales = struct.pack(f"<{rank}B{rank}h", *part.scale_mantissa_R, *part.scale_exponent_R)
+    B_RO = _flat(part.B_OR.T)
+    width_b = width_needed(B_RO)
+    packed_b = pack(B_RO, width_b).data
     if part.row_R is not None:
-        content += [np.array(part.row_R, dtype="<u2").tobytes(), _pack(part.B_OR.T, width_b)]
-        return _HEAD.pack(index, _FORM_SEEDED, width_b, 0, part.rank), b"".join(content)
+        rows = struct.pack(f"<{rank}H", *part.row_R)
+        return _HEAD.pack(index, _FORM_SEEDED, width_b, 0, rank), (scales, rows, packed_b)
     if part.A_RI is None:
         raise ValueError(f"{part.module}: found neither A nor seeded rows")
-    width_a = _width_needed(part.A_RI)
-    content += [_pack(part.B_OR.T, width_b), _pack(part.A_RI, width_a)]
-    return _HEAD.pack(index, _FORM_SENT, width_b, width_a, part.rank), b"".join(content)
+    A_RI = _flat(part.A_RI)
+    width_a = width_needed(A_RI)
+    return _HEAD.pack(index, _FORM_SENT, width_b, width_a, rank), (scales, packed_b, pack(A_RI, width_a).data)
 
 
 def _decode_heads(data: bytes, rules: DeltaRules) -> tuple[list[_Head], int]:
@@ -166,7 +197,7 @@ def _decode_heads(data: bytes, rules: DeltaRules) -> tuple[list[_Head], int]:
         before = index
         if form not in (_FORM_SENT, _FORM_SEEDED, _FORM_DENSE):
             raise RejectError(Rule.CODEC, f"found form {form}, required 0, 1 or 2")
-        if width_b not in _WIDTHS or width_a not in (_WIDTHS if form == _FORM_SENT else (0,)):
+        if width_b not in WIDTHS or width_a not in (WIDTHS if form == _FORM_SENT else (0,)):
             raise RejectError(Rule.CODEC, f"found widths {width_b} and {width_a} in form {form}, required 2, 4 or 8")
         most = 1 if form == _FORM_DENSE else rules.max_rank
         if not 1 <= rank <= most:
@@ -175,7 +206,7 @@ def _decode_heads(data: bytes, rules: DeltaRules) -> tuple[list[_Head], int]:
     return heads, end
 
 
-def _decompress(frame: bytes, num_bytes: int) -> bytes:
+def _decompress(frame: memoryview, num_bytes: int) -> bytes:
     """Decompress one frame of exactly `num_bytes` that fills `frame`; no more than that is ever allocated."""
     try:
         stated = zstandard.get_frame_parameters(frame)
@@ -192,63 +223,36 @@ def _decompress(frame: bytes, num_bytes: int) -> bytes:
     return raw
 
 
-def _decode_part(head: _Head, raw: bytes) -> Part:
+def _decode_part(head: _Head, raw: bytes, octets: Octets, at: int) -> tuple[Part, int]:
+    """The part that begins at `at`, and where it ends; `octets` are the bytes of `raw`."""
     rank, module = head.rank, head.module
-    mantissas = tuple(raw[:rank])
-    exponents = tuple(np.frombuffer(raw, dtype="<i2", count=rank, offset=rank).tolist())
-    at = 3 * rank
+    scales = struct.unpack_from(f"<{rank}B{rank}h", raw, at)
+    mantissas, exponents = scales[:rank], scales[rank:]
+    at += 3 * rank
     rows: tuple[int, ...] | None = None
     if head.form == _FORM_SEEDED:
-        rows = tuple(np.frombuffer(raw, dtype="<u2", count=rank, offset=at).tolist())
+        rows = struct.unpack_from(f"<{rank}H", raw, at)
         at += 2 * rank
-    end = at + _packed_size(rank * module.out_features, head.width_b)
-    B_RO = _unpack(raw[at:end], rank * module.out_features, head.width_b).reshape(rank, module.out_features)
+    end = at + packed_size(rank * module.out_features, head.width_b)
+    flat = unpack(octets[at:end], rank * module.out_features, head.width_b)
     if head.form == _FORM_DENSE:
-        return Dense(module=module.name, values_O=B_RO[0], scale_mantissa=mantissas[0], scale_exponent=exponents[0])
+        return Dense(module=module.name, values_O=flat, scale_mantissa=mantissas[0], scale_exponent=exponents[0]), end
+    B_OR = flat.reshape(rank, module.out_features).T
     A_RI: Int8Array | None = None
     if head.form == _FORM_SENT:
-        A_RI = _unpack(raw[end:], rank * module.in_features, head.width_a).reshape(rank, module.in_features)
-    return LowRank(
+        at, end = end, end + packed_size(rank * module.in_features, head.width_a)
+        A_RI = unpack(octets[at:end], rank * module.in_features, head.width_a).reshape(rank, module.in_features)
+    part = LowRank(
         module=module.name,
-        B_OR=B_RO.T,
+        B_OR=B_OR,
         A_RI=A_RI,
         scale_mantissa_R=mantissas,
         scale_exponent_R=exponents,
         row_R=rows,
     )
+    return part, end
 
 
-def _packed_size(num_entries: int, width: int) -> int:
-    return (num_entries * width + 7) // 8
-
-
-def _width_needed(integers: Int8Array) -> int:
-    """Least width whose packed values stand for `integers`, which reach 64 and so need at least two bits."""
-    used = int(np.bitwise_or.reduce(integers.view(np.uint8), axis=None))
-    return next(width for width in _WIDTHS if used % (1 << (8 - width)) == 0)
-
-
-def _pack(integers: Int8Array, width: int) -> bytes:
-    flat = np.ascontiguousarray(integers).reshape(-1).view(np.uint8)
-    entries = 8 // width
-    padded = np.pad(flat, (0, -len(flat) % entries)).reshape(-1, entries)
-    octets = np.zeros(len(padded), dtype=np.uint8)
-    for place in range(entries):
-        octets |= padded[:, place] >> np.uint8(8 - width * (place + 1))
-    return octets.tobytes()
-
-
-def _unpack(packed: bytes, num_entries: int, width: int) -> Int8Array:
-    octets = np.frombuffer(packed, dtype=np.uint8)
-    entries = 8 // width
-    # The b bits of q in the highest places of a byte are q * 2^(8 - b) in two's complement.
-    highest = np.uint8(0xFF << (8 - width) & 0xFF)
-    spread = np.empty((len(octets), entries), dtype=np.uint8)
-    for place in range(entries):
-        spread[:, place] = (octets << np.uint8(8 - width * (place + 1))) & highest
-    flat = spread.reshape(-1)
-    if flat[num_entries:].any():
-        raise RejectError(
-            Rule.CODEC, f"found set bits behind the {num_entries} entries of a packed array, required zeros"
-        )
-    return flat[:num_entries].view(np.int8)
+def _flat(integers: Int8Array) -> Octets:
+    """The integers in row-major order, seen as bytes; not copied where they lie so."""
+    return np.ascontiguousarray(integers).reshape(-1).view(np.uint8)
