@@ -210,7 +210,9 @@ def _decompress(frame: memoryview, num_bytes: int) -> bytes:
     """Decompress one frame of exactly `num_bytes` that fills `frame`; no more than that is ever allocated."""
     try:
         stated = zstandard.get_frame_parameters(frame)
-        if stated.content_size != num_bytes or stated.dict_id != 0:
+        if stated.dict_id != 0:
+            raise RejectError(Rule.CODEC, f"found a frame for dictionary {stated.dict_id}, required one without")
+        if stated.content_size != num_bytes:
             raise RejectError(
                 Rule.CODEC,
                 f"found a frame of {stated.content_size} bytes, required {num_bytes} for this swarm's shapes",

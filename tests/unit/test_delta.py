@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from fullrank_protocol import delta as delta_module
 from fullrank_protocol.delta import Delta, Dense, LowRank, Part, SeedContext, expand, seeded_rows, to_float, validate
 from fullrank_protocol.errors import RejectError, Rule
 from fullrank_protocol.genesis import Limits, Module, ModuleKind
@@ -126,6 +127,7 @@ def test_seeded_rows_stay_below_the_maximum_rank_and_ascend_strictly() -> None:
     assert refused(replace(seeded(), row_R=(0, 4))) == Rule.RANK
     assert refused(replace(seeded(), row_R=(2, 0))) == Rule.NON_CANONICAL
     assert refused(replace(seeded(), row_R=(2, 2))) == Rule.NON_CANONICAL
+    assert refused(replace(seeded(), row_R=(-1, 2))) == Rule.RANK
 
 
 @pytest.mark.parametrize("mantissa", [0, 2, 14, 16, 17])
@@ -175,6 +177,43 @@ def test_sent_components_ascend_by_exponent_then_mantissa_then_bytes() -> None:
     assert refused(pair((1, 1), (0, 0))) == Rule.NON_CANONICAL  # Equal: they would be one of twice the scale.
 
 
+def test_columns_that_begin_alike_are_compared_to_their_last_entry() -> None:
+    long = Module(name="down", kind=ModuleKind.LINEAR, out_features=100, in_features=3)
+    rules = replace(RULES, modules=(long,))
+
+    def pair(first: int, second: int, a: int = 0) -> LowRank:
+        columns = np.full((100, 2), 64, np.int8)
+        columns[99] = first, second
+        return LowRank(
+            module="down",
+            B_OR=columns,
+            A_RI=np.array([[64, 0, a], [64, 0, 0]], np.int8),
+            scale_mantissa_R=(1, 1),
+            scale_exponent_R=(0, 0),
+        )
+
+    validate(delta(pair(1, 2)), rules)
+    validate(delta(pair(1, 2, a=1)), rules)
+    for wrong in (pair(2, 1), pair(-1, 1), pair(1, 1), pair(1, 1, a=1)):
+        with pytest.raises(RejectError) as caught:
+            validate(delta(wrong), rules)
+        assert (caught.value.rule, "component 1 out of order" in caught.value.detail) == (Rule.NON_CANONICAL, True)
+
+
+@pytest.mark.parametrize("block", [1, 2, 5, 1 << 18])
+def test_every_component_is_looked_at_however_many_at_a_time(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta_module, "_BLOCK_INTEGERS", block)
+    columns = np.full((2, 4), 64, np.int8)
+    part = sent(A_RI=None, row_R=(0, 1, 2, 3), B_OR=columns, scale_mantissa_R=(1,) * 4, scale_exponent_R=(0,) * 4)
+    validate(delta(part), RULES)
+    for k in range(4):
+        small = columns.copy()
+        small[:, k] = 63
+        with pytest.raises(RejectError) as caught:
+            validate(delta(replace(part, B_OR=small)), RULES)
+        assert f"B column {k}: found largest absolute value 63" in caught.value.detail
+
+
 def test_seeded_rows_are_signs_that_do_not_depend_on_how_many_are_drawn() -> None:
     many = seeded_rows(CONTEXT, "down", rows=9, columns=13)
     assert many.dtype == np.int8
@@ -194,7 +233,7 @@ def test_every_part_of_the_seed_matters() -> None:
 def test_a_seed_context_has_ids_of_32_bytes_and_a_period() -> None:
     for wrong in ({"swarm": b""}, {"member": bytes(31)}, {"period": -1}, {"period": 1 << 64}):
         with pytest.raises(ValueError, match="required"):
-            replace(CONTEXT, **wrong)  # type: ignore[arg-type]
+            replace(CONTEXT, **wrong)
 
 
 def test_expanding_draws_the_rows_that_the_components_name() -> None:
