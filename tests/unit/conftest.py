@@ -98,12 +98,12 @@ class Swarm:
 
 @pytest.fixture
 def make_swarm(tiny_base: Path, tmp_path: Path) -> Callable[..., Swarm]:
-    """Make a genesis for the tiny base; keyword arguments are training hints."""
+    """Make a genesis for the tiny base; keyword arguments are training hints, `embeddings` whether they are adapted."""
     from fullrank_node.model.base import base_files
     from fullrank_node.model.base_load import adaptable_modules, fingerprint, load_base
     from fullrank_protocol.blob import blob_ref
 
-    def make(**hints: Any) -> Swarm:
+    def make(*, embeddings: bool = True, **hints: Any) -> Swarm:
         key = SigningKey.from_seed(bytes(31) + b"\x01")
         model = load_base(tiny_base)
         training = {
@@ -120,7 +120,7 @@ def make_swarm(tiny_base: Path, tmp_path: Path) -> Callable[..., Swarm]:
             created_at_ms=1_700_000_000_000,
             nonce=bytes(16),
             base=wire.BaseModel(tensors=fingerprint(model), files=files),
-            modules=adaptable_modules(model),
+            modules=[one for one in adaptable_modules(model) if embeddings or "embed" not in one.name],
             max_rank=8,
             codecs=[1],
             timing=default_timing(),

@@ -183,12 +183,13 @@ def test_the_fingerprint_names_every_parameter_once(tiny_base: Path) -> None:
     ]
 
 
-def test_every_linear_layer_but_the_head_is_adapted(tiny_base: Path) -> None:
+def test_every_linear_layer_and_the_embeddings_are_adapted_and_a_shared_head_with_them(tiny_base: Path) -> None:
     modules = adaptable_modules(load_base(tiny_base))
     names = [module.name for module in modules]
     assert names == sorted(names)
-    assert len(names) == 2 * 7
-    assert not any("lm_head" in name or "norm" in name or "embed" in name for name in names)
+    assert len(names) == 2 * 7 + 1
+    assert not any("lm_head" in name or "norm" in name for name in names)
+    assert "model.embed_tokens.weight" in names
     up = next(module for module in modules if module.name == "model.layers.0.mlp.up_proj.weight")
     assert (up.kind, up.out_features, up.in_features) == (wire.LINEAR, 48, 32)
 
@@ -204,10 +205,13 @@ def test_routers_are_not_adapted_and_transposed_layers_are_refused() -> None:
             self.up = nn.Linear(4, 8, bias=False)
             self.head = nn.Linear(4, 9, bias=False)
 
+        def get_input_embeddings(self) -> None:
+            return None
+
         def get_output_embeddings(self) -> nn.Module:
             return self.head
 
-    assert [module.name for module in adaptable_modules(Mixture())] == ["up.weight"]
+    assert [module.name for module in adaptable_modules(Mixture())] == ["head.weight", "up.weight"]
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=1, n_positions=8))
     with pytest.raises(NodeError, match="GPT2LMHeadModel has no linear layer to adapt") as caught:
         adaptable_modules(gpt2)
@@ -249,5 +253,5 @@ def test_masters_are_the_base_with_denormals_and_negative_zeros_flushed(tiny_bas
     master = masters.open(manifest[name], (48, 32))
     assert master[0, :3].tobytes() == np.array([0.0, 0.0, 2.0], np.float32).tobytes()
     assert np.array_equal(master[1:], model.get_parameter(name)[1:].detach().numpy())
-    assert len(manifest) == 14
+    assert len(manifest) == 15
     assert manifest_digest(manifest) == manifest_digest(dict(reversed(manifest.items())))

@@ -168,7 +168,7 @@ class Swarm:
     """Four nodes of the real trainer on the tiny Llama, one AdamW step a round; they share seed and data."""
 
     def __init__(self, tiny_base: Path, directory: Path, make_swarm: Callable[..., Any], sentences: list[str]) -> None:
-        swarm = make_swarm(period_rounds=PERIOD)
+        swarm = make_swarm(period_rounds=PERIOD, embeddings=False)
         parameters = dict(load_base(tiny_base).named_parameters())
         self.genesis: Genesis = swarm.genesis
         weights = {module.name: parameters[module.name].detach().numpy() for module in self.genesis.modules}
@@ -250,7 +250,11 @@ class MultiHead:
                 weight.copy_(torch.from_numpy(signs / np.sqrt(columns)))
         self.heads_b = [layer.lora_B[head].weight for layer in self.layers.values() for head in HEADS]
         self.optimizer = torch.optim.AdamW(
-            self.heads_b, lr=LLAMA_RATE, betas=ADAM_BETAS, eps=1e-8 / N, weight_decay=0.0
+            self.heads_b,
+            lr=LLAMA_RATE * np.sqrt(lora.REFERENCE_RANK / LLAMA_RANK),
+            betas=ADAM_BETAS,
+            eps=1e-8 / N,
+            weight_decay=0.0,
         )
 
     def step(self, weights: dict[str, FloatArray], blocks: Blocks) -> dict[str, FloatArray]:

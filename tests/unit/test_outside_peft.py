@@ -131,7 +131,7 @@ class Round:
             {
                 name: (
                     factor.B_OR.astype(np.float64),
-                    adapter.layers[name].lora_A["default"].weight.detach().double().numpy(),
+                    adapter.modules[name].A_RI().astype(np.float64),
                 )
                 for name, factor in factors.items()
             }
@@ -166,6 +166,7 @@ def merged_by_peft(
     names = [f"adapter {number}" for number in range(len(adapters))]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")  # Merged, the head is tied as before.
         model: Any = load_base(tiny_base).double()
         for name, adapter in zip(names, adapters, strict=True):
             rank = max(len(A_RI) for _, A_RI in adapter.values())
@@ -180,7 +181,11 @@ def merged_by_peft(
         with torch.no_grad():
             for name, adapter in zip(names, adapters, strict=True):
                 for module, (B_OR, A_RI) in adapter.items():
-                    to_a, to_b = layers[module].lora_A[name].weight, layers[module].lora_B[name].weight
+                    layer = layers[module]
+                    if name in layer.lora_embedding_A:  # PEFT holds the factors of embeddings transposed.
+                        to_a, to_b = layer.lora_embedding_B[name].T, layer.lora_embedding_A[name].T
+                    else:
+                        to_a, to_b = layer.lora_A[name].weight, layer.lora_B[name].weight
                     assert to_a.dtype == to_b.dtype == torch.float64
                     to_a.zero_()[: len(A_RI)] = torch.from_numpy(A_RI)
                     to_b.zero_()[:, : len(A_RI)] = torch.from_numpy(B_OR)

@@ -112,16 +112,16 @@ def test_training_alone_takes_as_many_steps_in_each_round_as_it_is_told(bench: B
 
 def test_the_delta_in_mode_b_names_rows_of_the_seeded_a(bench: Bench) -> None:
     delta = bench.delta()
-    part = delta.parts[0]
-    assert isinstance(part, LowRank)
-    assert part.A_RI is None
-    assert part.row_R == (0, 1, 2, 3)
     context = SeedContext(swarm=bench.swarm.genesis.swarm, member=b"\xab" * 32, period=0)
-    expanded = expand(delta, context, bench.swarm.genesis.modules).parts[0]
-    assert isinstance(expanded, LowRank)
-    assert expanded.A_RI is not None
-    rows = seeded_rows(context, part.module, rows=4, columns=bench.swarm.genesis.module(part.module).in_features)
-    assert np.array_equal(expanded.A_RI, rows)
+    expanded = expand(delta, context, bench.swarm.genesis.modules).parts
+    for part, whole in zip(delta.parts, expanded, strict=True):
+        assert isinstance(part, LowRank)
+        assert isinstance(whole, LowRank)
+        rank = 8 if "embed" in part.module else 4  # Four times as many, but for the swarm's limit of 8.
+        assert part.A_RI is None
+        assert part.row_R == tuple(range(rank))
+        columns = bench.swarm.genesis.module(part.module).in_features
+        assert np.array_equal(whole.A_RI, seeded_rows(context, part.module, rows=rank, columns=columns))
 
 
 def test_the_integers_stand_for_what_was_trained(bench: Bench, tiny_base: Path) -> None:
@@ -138,8 +138,7 @@ def test_the_integers_stand_for_what_was_trained(bench: Bench, tiny_base: Path) 
         }
         delta = lora.quantize(first, genesis, bits_b=8, bits_a=8, rng=rng, stochastic=False)
         for part in expand(delta, context, genesis.modules).parts:
-            layer = adapter.layers[part.module]
-            wanted = first[part.module].B_OR @ layer.lora_A["default"].weight.detach().numpy()
+            wanted = first[part.module].B_OR @ adapter.modules[part.module].A_RI()
             assert np.abs(to_float(part) - wanted).max() < 0.02 * np.abs(wanted).max()
 
 
@@ -157,9 +156,9 @@ def test_what_rounding_takes_is_what_comes_back(bench: Bench, tiny_base: Path) -
     delta = lora.quantize(factors, genesis, bits_b=3, bits_a=3, rng=rng, stochastic=False)
     residuals = lora.rounding_residuals(factors, delta, genesis)
     part = expand(delta, context, genesis.modules).parts[0]
-    layer = adapter.layers[part.module]
-    missing = residuals[part.module] @ layer.lora_A["default"].weight.detach().numpy()
-    wanted = factors[part.module].B_OR @ layer.lora_A["default"].weight.detach().numpy()
+    A_RI = adapter.modules[part.module].A_RI()
+    missing = residuals[part.module] @ A_RI
+    wanted = factors[part.module].B_OR @ A_RI
     assert np.allclose(to_float(part) + missing, wanted, atol=1e-5)
     assert np.abs(missing).max() > 0.01
 
@@ -180,7 +179,7 @@ def test_the_next_delta_goes_on_in_the_data_and_in_the_optimiser(bench: Bench) -
     bench.train()
     state = load_state(Path(bench.request["state_dir"]))
     assert (state.position, state.num_steps) == (12, 6)
-    assert len(state.moments) == 14
+    assert len(state.moments) == 15
     bench.train(round=1)  # The same period of two rounds: A is kept.
     state = load_state(Path(bench.request["state_dir"]))
     assert (state.position, state.num_steps) == (24, 12)
@@ -198,7 +197,7 @@ def test_a_damaged_state_is_a_fresh_start(bench: Bench) -> None:
 
 def test_rounding_residuals_are_kept_only_with_error_feedback(bench: Bench) -> None:
     bench.train(error_feedback=True, stochastic=False)
-    assert len(load_state(Path(bench.request["state_dir"])).residuals) == 14
+    assert len(load_state(Path(bench.request["state_dir"])).residuals) == 15
     bench.train(round=1)
     assert load_state(Path(bench.request["state_dir"])).residuals == {}
 
@@ -259,7 +258,7 @@ def test_progress_reports_step_loss_and_speed(bench: Bench) -> None:
 
 
 def test_a_loss_that_is_no_number_makes_no_contribution(bench: Bench) -> None:
-    with pytest.raises(NodeError, match="the training loss became nan at step 2") as caught:
+    with pytest.raises(NodeError, match=r"the training loss became nan at step \d; nothing is contributed") as caught:
         bench.train(learning_rate=1e30)
     assert "learning rate" in caught.value.hint
     assert not Path(bench.request["out_path"]).exists()
@@ -290,7 +289,46 @@ def test_ranks_above_a_modules_size_are_cut_to_it(
     context = SeedContext(swarm=genesis.swarm, member=bytes(32), period=0)
     adapter = lora.attach(load_base(tiny_base), genesis, rank=40, mode="B", context=context)
     assert {factor.B_OR.shape[1] for factor in adapter.factors().values()} == {32}
-    assert all(layer.scaling["default"] == 1.0 for layer in adapter.layers.values())
+
+
+def test_a_head_that_shares_the_matrix_of_the_embeddings_changes_with_them(tiny_base: Path, bench: Bench) -> None:
+    """What the wrapped model says is what the bare one says once B A is added to the shared matrix."""
+    import torch
+
+    from fullrank_node.model.base_load import load_base
+
+    genesis = bench.swarm.genesis
+    context = SeedContext(swarm=genesis.swarm, member=bytes(32), period=0)
+    model = load_base(tiny_base)
+    tokens_NT = torch.arange(3, 35).reshape(2, 16)
+    before = model(input_ids=tokens_NT).logits.detach()
+    adapter = lora.attach(model, genesis, rank=4, mode="B", context=context)
+    name = "model.embed_tokens.weight"
+    with torch.no_grad():
+        adapter.modules[name].B.normal_(generator=torch.Generator().manual_seed(0))
+        wrapped = adapter.model(input_ids=tokens_NT).logits
+        change = torch.from_numpy(adapter.modules[name].B_OR() @ adapter.modules[name].A_RI())
+        bare = adapter.detach()
+        assert torch.equal(bare(input_ids=tokens_NT).logits, before)
+        bare.get_parameter(name).add_(change)
+        merged = bare(input_ids=tokens_NT).logits
+    assert (before - merged).abs().max() > 0.1
+    assert torch.allclose(wrapped, merged, atol=1e-4)
+
+
+def test_a_step_of_adamw_moves_the_weights_alike_at_every_rank(tiny_base: Path, bench: Bench) -> None:
+    """It moves every entry of B by the rate, whatever its gradient's size."""
+    from fullrank_node.model.base_load import load_base
+
+    genesis = bench.swarm.genesis
+    context = SeedContext(swarm=genesis.swarm, member=bytes(32), period=0)
+    name, rng = "model.layers.0.mlp.up_proj.weight", np.random.default_rng(0)
+    sizes = []
+    for rank in (1, 2, 4, 8):
+        adapter = lora.attach(load_base(tiny_base), genesis, rank=rank, mode="B", context=context)
+        step_OR = rng.choice([-1.0, 1.0], size=(48, rank)) * adapter.rate_factors()[f"B.{name}"]
+        sizes.append(float(np.linalg.norm(step_OR @ adapter.modules[name].A_RI())))
+    assert max(sizes) < 1.2 * min(sizes)
 
 
 def test_memory_that_runs_out_halves_the_batch_and_changes_nothing_else(

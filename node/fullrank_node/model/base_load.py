@@ -133,34 +133,35 @@ def check_base(model: Any, path: Path, genesis: "Genesis") -> None:
 
 
 def adaptable_modules(model: Any) -> list[wire.Module]:
-    """Every linear layer but the output head and mixture-of-experts routers, ascending by parameter name.
+    """Every linear layer but mixture-of-experts routers, and the embeddings, ascending by parameter name.
 
-    Resolved here once: what "all linear layers" means differs between library versions.
+    The head is among them where it has a matrix of its own; where it shares that of the embeddings, it changes with
+    them. Resolved here once: what "all linear layers" means differs between library versions.
 
     Raises:
-        NodeError: When there is none. Transposed layers (`Conv1D`, as GPT-2 has) are not adapted.
+        NodeError: When there is no linear layer. Transposed layers (`Conv1D`, as GPT-2 has) are not adapted.
     """
     from torch import nn
 
-    listed = {name for name, _ in model.named_parameters()}
-    head = model.get_output_embeddings()
-    modules = [
-        wire.Module(
-            name=f"{name}.weight", kind=wire.LINEAR, out_features=layer.out_features, in_features=layer.in_features
-        )
+    listed = {name for name, _ in model.named_parameters()}  # A shared matrix once.
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    layers = {
+        f"{name}.weight": layer
         for name, layer in model.named_modules()
-        if type(layer) is nn.Linear
-        and layer is not head
-        and name.rpartition(".")[2] not in ROUTER_NAMES
-        and f"{name}.weight" in listed
-    ]
-    if not modules:
+        if (layer is embeddings and isinstance(layer, nn.Embedding)) or type(layer) is nn.Linear
+        if name.rpartition(".")[2] not in ROUTER_NAMES and f"{name}.weight" in listed
+    }
+    if not any(layer is not embeddings and layer is not head for layer in layers.values()):
         raise NodeError(
             f"{type(model).__name__} has no linear layer to adapt besides its head",
             hint="Models of the GPT-2 kind (Conv1D layers) are not supported; Llama, Qwen, Mistral and Gemma are.",
             exit_code=ExitCode.CONFIG,
         )
-    return sorted(modules, key=lambda module: module.name)
+    shapes = {name: layer.weight.shape for name, layer in sorted(layers.items())}
+    return [
+        wire.Module(name=name, kind=wire.LINEAR, out_features=shape[0], in_features=shape[1])
+        for name, shape in shapes.items()
+    ]
 
 
 def import_masters(model: Any, genesis: HasModules, masters: "MasterStore") -> dict[str, str]:

@@ -6,7 +6,7 @@ Implements ALGORITHM.md, "One round", step 3. Shape legend: N blocks in a step, 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -96,6 +96,9 @@ class Learner(Protocol):
     def named_parameters(self) -> dict[str, "torch.nn.Parameter"]:
         """What the optimiser moves."""
 
+    def rate_factors(self) -> Mapping[str, float]:
+        """What the learning rate is multiplied by for each of these parameters."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepsDone:
@@ -152,7 +155,7 @@ def run_steps(
     import torch
 
     parameters = learner.named_parameters()
-    optimizer = torch.optim.AdamW(list(parameters.values()), lr=schedule.peak, betas=ADAM_BETAS, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(_groups(learner), lr=schedule.peak, betas=ADAM_BETAS, weight_decay=0.0)
     restore_moments(optimizer, parameters, state)
     learner.model.train()
     losses: list[float] = []
@@ -164,7 +167,7 @@ def run_steps(
         blocks = read(np.array([next(order) for _ in range(batch_size)], dtype=np.int64))
         rate = schedule.rate(step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         loss, micro_batch = _gradients(learner.model, optimizer, blocks, micro_batch=micro_batch)
         if not math.isfinite(loss):
             raise NodeError(
@@ -196,6 +199,15 @@ def run_steps(
         micro_batch=micro_batch,
         optimizer=optimizer,
     )
+
+
+def _groups(learner: Learner) -> list[dict[str, Any]]:
+    """AdamW's groups: the parameters that share a rate."""
+    parameters, factors = learner.named_parameters(), learner.rate_factors()
+    return [
+        {"params": [parameters[name] for name in parameters if factors[name] == factor], "factor": factor}
+        for factor in sorted(set(factors.values()))
+    ]
 
 
 def _gradients(

@@ -4,12 +4,16 @@ Implements ALGORITHM.md, "One round", steps 1, 2 and 4. Both modes start from dW
 A: seeded rows of +1 and -1 over sqrt(in_features), so that a row has norm 1. Mode B keeps A and sends B
 alone; mode AB trains and sends both.
 
+The matrix of the input embeddings is a module like any other, with a row of B for each token: PEFT holds both
+factors of such a layer transposed. Where the head shares that matrix, the head gets the same change from the same
+two factors, so there is one set of them to train and to send.
+
 Legend of array names: O = out_features, I = in_features, R = rank.
 """
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +30,14 @@ if TYPE_CHECKING:
 
 MODE_B = "B"
 MODE_AB = "AB"
+
+EMBEDDING_RANKS = 4
+"""Components of an embedding matrix for one of a linear layer: its rows are learned one by one, by the tokens that
+occur, and share little. On a model of width 128 that is the full rank."""
+
+REFERENCE_RANK = 32
+"""Rank for which a swarm's learning rate in mode B holds. B of a higher rank takes shorter steps and of a lower one
+longer steps, by the square root, so that a step of AdamW moves W alike at every rank (arXiv:2312.03732)."""
 
 _NAME = "default"
 """PEFT's own name for a single adapter."""
@@ -46,45 +58,83 @@ class Factors:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """The adapter of one module inside PEFT.
+
+    Attributes:
+        B: (O, R), or transposed.
+        A: (R, I), or transposed.
+        transposed: Whether PEFT holds both the other way round, as it does for embeddings.
+    """
+
+    B: "torch.nn.Parameter"
+    A: "torch.nn.Parameter"
+    transposed: bool
+
+    @property
+    def rank(self) -> int:
+        """Components."""
+        return int(self.B.shape[0 if self.transposed else 1])
+
+    def B_OR(self) -> Float32Array:  # noqa: N802  (named like the array)
+        """A copy of B, the right way round."""
+        return _copy(self.B, transposed=self.transposed)
+
+    def A_RI(self) -> Float32Array:  # noqa: N802
+        """A copy of A, the right way round."""
+        return _copy(self.A, transposed=self.transposed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """A model wrapped by PEFT, with its adapter layers by module name.
+    """A model wrapped by PEFT, with its adapters by module name.
 
     Attributes:
         model: The wrapped model, to be called in training.
-        layers: PEFT's layers by the genesis' module names, ascending.
+        modules: Their parameters by the genesis' module names, ascending.
         mode: `B` or `AB`.
+        hooks: What of it PEFT does not know: the change of a head that shares its matrix with the embeddings.
     """
 
     model: Any
-    layers: Mapping[str, Any]
+    modules: Mapping[str, Trained]
     mode: str
+    hooks: Sequence[Any] = ()
 
     def named_parameters(self) -> dict[str, "torch.nn.Parameter"]:
         """What is trained: `B.<module>` and, in mode AB, `A.<module>`."""
-        named = {f"B.{name}": layer.lora_B[_NAME].weight for name, layer in self.layers.items()}
+        named = {f"B.{name}": module.B for name, module in self.modules.items()}
         if self.mode == MODE_AB:
-            named |= {f"A.{name}": layer.lora_A[_NAME].weight for name, layer in self.layers.items()}
+            named |= {f"A.{name}": module.A for name, module in self.modules.items()}
         return named
+
+    def rate_factors(self) -> dict[str, float]:
+        """What the learning rate is multiplied by for each trained parameter, so that one rate fits all ranks."""
+        if self.mode == MODE_AB:
+            return dict.fromkeys(self.named_parameters(), 1.0)
+        return {f"B.{name}": math.sqrt(REFERENCE_RANK / module.rank) for name, module in self.modules.items()}
 
     def factors(self) -> dict[str, Factors]:
         """Copies of the trained factors as float32."""
         return {
             name: Factors(
-                B_OR=_copy(layer.lora_B[_NAME].weight),
-                A_RI=_copy(layer.lora_A[_NAME].weight) if self.mode == MODE_AB else None,
+                B_OR=module.B_OR(),
+                A_RI=module.A_RI() if self.mode == MODE_AB else None,
             )
-            for name, layer in self.layers.items()
+            for name, module in self.modules.items()
         }
 
     def detach(self) -> Any:
         """Take the adapter off and return the bare model, its weights as they were."""
+        for hook in self.hooks:
+            hook.remove()
         return self.model.unload()
 
 
 def attach(model: Any, genesis: "Genesis", *, rank: int, mode: str, context: SeedContext) -> Adapter:
-    """Put a fresh adapter on every linear module of the genesis: B = 0, A drawn from the seed.
+    """Put a fresh adapter on every low-rank module of the genesis: B = 0, A drawn from the seed.
 
-    Modules smaller than `rank` get as many components as they have rows or columns.
+    Embeddings get `EMBEDDING_RANKS` times as many components as `rank`, no module more than it has rows or columns.
 
     Raises:
         NodeError: When the rank or mode is not possible, or the model lacks a module.
@@ -102,20 +152,32 @@ def attach(model: Any, genesis: "Genesis", *, rank: int, mode: str, context: See
             exit_code=ExitCode.CONFIG,
         )
     modules = {module.name.removesuffix(".weight"): module for module in genesis.modules if module.kind == KIND_LINEAR}
-    ranks = {target: min(rank, module.out_features, module.in_features) for target, module in modules.items()}
-    smaller = {_exactly(target): found for target, found in ranks.items() if found != rank}
+    # Both are found before PEFT puts a layer of its own in the place of the embeddings.
+    embeddings, head = _embeddings(model)
+    ranks = {
+        target: min(
+            rank * EMBEDDING_RANKS if target == embeddings else rank,
+            module.out_features,
+            module.in_features,
+            genesis.max_rank,
+        )
+        for target, module in modules.items()
+    }
+    others = {_exactly(target): found for target, found in ranks.items() if found != rank}
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
         target_modules=list(modules),
-        rank_pattern=smaller,
-        alpha_pattern=smaller,
+        rank_pattern=others,
+        alpha_pattern=others,
         lora_dropout=0.0,
         bias="none",
     )
     with warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.23 under a name that has since been replaced; nothing follows from it.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        # Its own way of tying the head gives it a second pair of parameters, which the optimiser would move twice.
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
         try:
             wrapped = get_peft_model(model, config)
         except ValueError as error:
@@ -124,15 +186,46 @@ def attach(model: Any, genesis: "Genesis", *, rank: int, mode: str, context: See
     if found.keys() != modules.keys():
         wrong = sorted(found.keys() ^ modules.keys())[0]
         raise NodeError(f"the base does not fit the genesis at {wrong}", exit_code=ExitCode.CONFIG)
-    layers = {modules[target].name: found[target] for target in sorted(modules)}
+    trained = {modules[target].name: _trained(found[target]) for target in sorted(modules)}
     with torch.no_grad():
         for target, module in modules.items():
             A_RI = _first_rows(module, rank=ranks[target], context=context)
-            layer = found[target]
-            layer.lora_A[_NAME].weight.copy_(torch.from_numpy(A_RI))
-            layer.lora_A[_NAME].weight.requires_grad_(mode == MODE_AB)
-            layer.lora_B[_NAME].weight.zero_()
-    return Adapter(model=wrapped, layers=layers, mode=mode)
+            one = trained[module.name]
+            one.A.copy_(torch.from_numpy(A_RI.T if one.transposed else A_RI))
+            one.A.requires_grad_(mode == MODE_AB)
+            one.B.zero_()
+    hooks = []
+    if head is not None and embeddings in modules:
+        hooks.append(head.register_forward_hook(_change_of_head(trained[modules[embeddings].name])))
+    return Adapter(model=wrapped, modules=trained, mode=mode, hooks=hooks)
+
+
+def _embeddings(model: Any) -> tuple[str, Any]:
+    """Name of the input embeddings in a language model, and the head if it shares their matrix."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        return "", None
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    name = next(name for name, layer in model.named_modules() if layer is embeddings)
+    shared = head is not None and head.weight is embeddings.weight
+    return name, head if shared else None
+
+
+def _trained(layer: Any) -> Trained:
+    if _NAME in layer.lora_embedding_A:
+        return Trained(B=layer.lora_embedding_A[_NAME], A=layer.lora_embedding_B[_NAME], transposed=True)
+    return Trained(B=layer.lora_B[_NAME].weight, A=layer.lora_A[_NAME].weight, transposed=False)
+
+
+def _change_of_head(embeddings: Trained) -> Callable[[Any, tuple[Any, ...], Any], Any]:
+    """A forward hook that adds x (B A)^T to what a head makes of x, without ever forming B A."""
+
+    def add(_head: Any, inputs: tuple[Any, ...], logits: Any) -> Any:
+        hidden = inputs[0].to(embeddings.A.dtype)
+        return logits + ((hidden @ embeddings.A) @ embeddings.B).to(logits.dtype)
+
+    return add
 
 
 def quantize(
@@ -202,8 +295,9 @@ def _exactly(target: str) -> str:
     return "^" + target.replace(".", r"\.")
 
 
-def _copy(weight: "torch.Tensor") -> Float32Array:
-    copied: Float32Array = np.array(weight.detach().float().cpu().numpy(), dtype=np.float32)
+def _copy(weight: "torch.Tensor", *, transposed: bool) -> Float32Array:
+    held = weight.detach().float().cpu().numpy()
+    copied: Float32Array = np.array(held.T if transposed else held, dtype=np.float32, order="C")
     return copied
 
 

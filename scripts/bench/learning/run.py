@@ -67,6 +67,10 @@ class Whole:
         parameters = dict(self.model.named_parameters())
         return {name: parameters[name] for name in self.names}
 
+    def rate_factors(self) -> dict[str, float]:
+        """One rate for all."""
+        return dict.fromkeys(self.names, 1.0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeBlocks:
