@@ -32,8 +32,8 @@ MODE_B = "B"
 MODE_AB = "AB"
 
 EMBEDDING_RANKS = 4
-"""Components of an embedding matrix for one of a linear layer: its rows are learned one by one, by the tokens that
-occur, and share little. On a model of width 128 that is the full rank."""
+"""Components of an embedding matrix for one of a linear layer, in mode B: its rows are learned one by one, by the
+tokens that occur, and share little."""
 
 REFERENCE_RANK = 32
 """Rank for which a swarm's learning rate in mode B holds. B of a higher rank takes shorter steps and of a lower one
@@ -134,7 +134,8 @@ class Adapter:
 def attach(model: Any, genesis: "Genesis", *, rank: int, mode: str, context: SeedContext) -> Adapter:
     """Put a fresh adapter on every low-rank module of the genesis: B = 0, A drawn from the seed.
 
-    Embeddings get `EMBEDDING_RANKS` times as many components as `rank`, no module more than it has rows or columns.
+    In mode B embeddings get `EMBEDDING_RANKS` times as many components. No module gets more than it has rows or
+    columns, or than the swarm allows.
 
     Raises:
         NodeError: When the rank or mode is not possible, or the model lacks a module.
@@ -156,7 +157,7 @@ def attach(model: Any, genesis: "Genesis", *, rank: int, mode: str, context: See
     embeddings, head = _embeddings(model)
     ranks = {
         target: min(
-            rank * EMBEDDING_RANKS if target == embeddings else rank,
+            rank * EMBEDDING_RANKS if target == embeddings and mode == MODE_B else rank,
             module.out_features,
             module.in_features,
             genesis.max_rank,

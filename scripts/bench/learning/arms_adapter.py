@@ -272,7 +272,8 @@ class TruncatedMean(_Merging):
 
     def merge(self, weights: Weights, ends: Sequence[Adapters]) -> tuple[Weights, Adapters | None]:
         """See `_Merging`."""
-        return weights, {name: truncated(change, self.rank) for name, change in mean_product(ends).items()}
+        ranks = {name: factors.B_OR.shape[1] for name, factors in ends[0].items()}
+        return weights, {name: truncated(change, ranks[name]) for name, change in mean_product(ends).items()}
 
 
 def shared_seed(run: "Run", number: int) -> SeedContext:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from learning.run import Node, Run
 
 
+FEW_BITS = 4
+"""Up to so many, rounding takes enough for error feedback to matter."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swarm(Arm):
     """The swarm.
@@ -36,6 +40,8 @@ class Swarm(Arm):
         period: Rounds for which a node keeps its A.
         carry: Whether AdamW's state lives as long as A does (mode B).
         feedback: Whether what rounding took from one delta is added to the next (mode B, while A is kept).
+        stochastic: Round without bias, instead of to the nearest at the closest scale.
+        embeddings: Whether the embeddings are adapted, too.
         outer_step: Length of the step along the mean.
     """
 
@@ -43,10 +49,12 @@ class Swarm(Arm):
 
     mode: str
     rank: int
-    bits: int = 4
-    period: int = 3
+    bits: int = 2
+    period: int = 6
     carry: bool = True
-    feedback: bool = False
+    feedback: bool = True
+    stochastic: bool = False
+    embeddings: bool = True
     outer_step: float = 1.0
 
     @property
@@ -55,7 +63,9 @@ class Swarm(Arm):
         parts = [
             f"ours-{self.mode}-r{self.rank}-{self.bits}bit-k{self.period}",
             "fresh" if self.mode == MODE_B and not self.carry else "",
-            "feedback" if self.feedback else "",
+            "" if self.feedback or self.mode == MODE_AB or self.bits > FEW_BITS else "forgetful",
+            "stochastic" if self.stochastic else "",
+            "" if self.embeddings else "linear",
             "" if self.outer_step == 1.0 else f"outer{self.outer_step:g}",
         ]
         return "-".join(part for part in parts if part)
@@ -67,7 +77,7 @@ class Swarm(Arm):
 
     def rounds(self, run: "Run") -> Iterator[AfterRound]:
         """See `Arm`."""
-        genesis = run.bench.genesis(outer_step=self.outer_step)
+        genesis = run.bench.genesis(outer_step=self.outer_step, embeddings=self.embeddings)
         weights = run.bench.initial
         trailing: list[Scaled] = []
         for number in range(run.setting.rounds):
@@ -103,7 +113,7 @@ class Swarm(Arm):
             schedule=run.schedule(number, steps=run.setting.steps, warm=True),
             seed=node.order_seed,
             deadline_ms=None,
-            stochastic=True,
+            stochastic=self.stochastic,
             error_feedback=self.feedback,
             carry_moments=self.carry,
         )

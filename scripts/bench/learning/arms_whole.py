@@ -1,7 +1,7 @@
 """Arms that train the weights themselves: in sequence, in step, apart and averaged, sparsely shared, alone.
 
-Full fine-tuning trains every parameter; adapters, and so the swarm, leave embeddings and norms alone. The arm
-`parallel-linear` shows what that alone costs.
+Full fine-tuning trains every parameter; adapters, and so the swarm, leave norms alone. The arm `parallel-linear` shows
+what it costs to leave the embeddings alone, too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,7 +54,7 @@ class Parallel(Arm):
     The average is over tokens, which makes a step one batch of everybody's blocks.
 
     Attributes:
-        linear_only: Train what adapters adapt, and not embeddings and norms.
+        linear_only: Train the linear layers, and not embeddings and norms.
     """
 
     trains: ClassVar[str] = WHOLE
@@ -75,7 +75,7 @@ class Parallel(Arm):
         """See `Arm`."""
         weights, state, order = run.bench.initial, FRESH, run.joint_order()
         steps, batch = run.setting.steps, run.setting.nodes * run.setting.batch
-        names = [module.name for module in run.bench.modules] if self.linear_only else list(weights)
+        names = run.bench.linear if self.linear_only else tuple(weights)
         sent = BYTES_PER_NUMBER * sum(weights[name].size for name in names) * steps
         for number in range(run.setting.rounds):
             schedule = run.schedule(number, steps=steps, warm=number == 0)

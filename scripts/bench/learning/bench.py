@@ -40,6 +40,7 @@ class Bench:
         model: On the CPU, float32, without gradients between two trainings.
         initial: The weights of the base, canonical.
         modules: What adapters adapt.
+        linear: The names of those that are linear layers: all but the embeddings.
     """
 
     def __init__(self, base_dir: Path, corpus: Corpus, *, name: str) -> None:
@@ -58,14 +59,19 @@ class Bench:
         self._modules = adaptable_modules(self.model)
         digest = hashlib.sha256(b"".join(tensor.sha256 for tensor in self._tensors)).hexdigest()[:12]
         self.name = f"{name} ({digest})"
-        self._geneses: dict[float, Genesis] = {}
+        self._geneses: dict[tuple[float, bool], Genesis] = {}
+        embeddings = self.model.get_input_embeddings().weight
+        self.linear = tuple(
+            module.name for module in self._modules if self.model.get_parameter(module.name) is not embeddings
+        )
         self.modules: tuple[Module, ...] = self.genesis().modules
 
-    def genesis(self, *, outer_step: float = 1.0) -> Genesis:
+    def genesis(self, *, outer_step: float = 1.0, embeddings: bool = True) -> Genesis:
         """Rules of a swarm over this base, as a founder gets them; the same id for the same rules."""
-        if outer_step not in self._geneses:
-            self._geneses[outer_step] = self._make_genesis(outer_step)
-        return self._geneses[outer_step]
+        chosen = (outer_step, embeddings)
+        if chosen not in self._geneses:
+            self._geneses[chosen] = self._make_genesis(*chosen)
+        return self._geneses[chosen]
 
     def load(self, weights: Weights) -> None:
         """Bring the model to these weights."""
@@ -91,7 +97,7 @@ class Bench:
         )
         return found.loss
 
-    def _make_genesis(self, outer_step: float) -> Genesis:
+    def _make_genesis(self, outer_step: float, embeddings: bool) -> Genesis:  # noqa: FBT001
         rule = default_rule()
         rule.outer_step.CopyFrom(Scaled.of(outer_step).to_wire())
         message = wire.Genesis(
@@ -100,7 +106,7 @@ class Bench:
             created_at_ms=1_700_000_000_000,
             nonce=bytes(16),
             base=wire.BaseModel(tensors=self._tensors),
-            modules=self._modules,
+            modules=[module for module in self._modules if embeddings or module.name in self.linear],
             max_rank=MAX_RANK,
             codecs=[1],
             timing=default_timing(),

@@ -4,6 +4,7 @@ Baselines of the federated kind have rank 8, whose unquantised factors are the b
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -40,8 +41,8 @@ KINDS: tuple[type[Arm], ...] = (
 MARK = Parallel()
 """What gains are measured against."""
 
-OURS = Swarm(mode=MODE_B, rank=32, bits=4, period=3)
-"""What others are compared with in pairs, unless another of ours is named."""
+OURS = Swarm(mode=MODE_B, rank=64)
+"""What others are compared with in pairs, unless another of ours is named: how a daemon trains by default."""
 
 STANDARD: tuple[Arm, ...] = (
     MARK,
@@ -63,17 +64,22 @@ STANDARD: tuple[Arm, ...] = (
     Stacking(rank=8),
     TruncatedMean(rank=8),
     OURS,
-    Swarm(mode=MODE_B, rank=16),
-    Swarm(mode=MODE_B, rank=8),
-    Swarm(mode=MODE_B, rank=32, period=1),
-    Swarm(mode=MODE_B, rank=32, period=6),
-    Swarm(mode=MODE_B, rank=32, carry=False),
-    Swarm(mode=MODE_B, rank=32, bits=8),
-    Swarm(mode=MODE_B, rank=32, bits=2),
-    Swarm(mode=MODE_B, rank=32, bits=2, feedback=True),
-    Swarm(mode=MODE_AB, rank=4, period=1),
-    Swarm(mode=MODE_AB, rank=8, period=1),
-    Swarm(mode=MODE_AB, rank=16, period=1),
+    replace(OURS, rank=32),
+    replace(OURS, rank=16),
+    replace(OURS, rank=8),
+    replace(OURS, bits=8),
+    replace(OURS, bits=4),
+    replace(OURS, bits=3),
+    replace(OURS, bits=4, stochastic=True, feedback=False),
+    replace(OURS, feedback=False),
+    replace(OURS, period=1),
+    replace(OURS, period=3),
+    replace(OURS, carry=False),
+    replace(OURS, embeddings=False),
+    replace(OURS, outer_step=1.25),
+    Swarm(mode=MODE_AB, rank=4, bits=4, period=1),
+    Swarm(mode=MODE_AB, rank=8, bits=4, period=1),
+    Swarm(mode=MODE_AB, rank=16, bits=4, period=1),
 )
 """Every arm at the usual number of nodes."""
 
@@ -83,7 +89,7 @@ SWEEP: tuple[Arm, ...] = (
     LocalSteps(carry=True),
     FactorAveraging(rank=8, own=False, restart=False),
     OURS,
-    Swarm(mode=MODE_AB, rank=8, period=1),
+    Swarm(mode=MODE_AB, rank=8, bits=4, period=1),
 )
 """The few that are compared at other numbers of nodes and rounds."""
 

@@ -50,8 +50,9 @@ class RankTrack:
         return found | {"rank_noise": _columns(self.noise)} if self.noise else found
 
     def _add_noise(self, delta: Delta, weight: float) -> None:
+        measured = {module.name for module in self._modules}
         for part in delta.parts:
-            if not isinstance(part, LowRank) or part.A_RI is None:
+            if not isinstance(part, LowRank) or part.A_RI is None or part.module not in measured:
                 continue
             A_RI = part.A_RI.astype(np.float64) if part.seeded else self._rng.standard_normal(part.A_RI.shape)
             product = self._rng.standard_normal(part.B_OR.shape) @ A_RI

@@ -22,7 +22,7 @@ from fullrank_node.training.lora import Factors
 from fullrank_node.training.optimizer_state import TrainingState, read_moments
 from fullrank_protocol.delta import SeedContext
 from fullrank_protocol.genesis import Genesis
-from learning.arm import Float32Array, Weights
+from learning.arm import Weights
 from learning.bench import Bench
 from learning.corpus import Int64Array
 from learning.setting import Setting, deal
@@ -224,10 +224,9 @@ def _node(seed: int, number: int, shard: Int64Array) -> Node:
 def _set_factors(adapter: lora.Adapter, start: Mapping[str, Factors]) -> None:
     import torch
 
-    values: dict[str, Float32Array] = {}
-    for name, factors in start.items():
-        assert factors.A_RI is not None
-        values |= {f"B.{name}": factors.B_OR, f"A.{name}": factors.A_RI}
     with torch.no_grad():
-        for name, parameter in adapter.named_parameters().items():
-            parameter.copy_(torch.from_numpy(values[name]))
+        for name, factors in start.items():
+            assert factors.A_RI is not None
+            one = adapter.modules[name]
+            one.B.copy_(torch.from_numpy(factors.B_OR.T if one.transposed else factors.B_OR))
+            one.A.copy_(torch.from_numpy(factors.A_RI.T if one.transposed else factors.A_RI))

@@ -94,7 +94,8 @@ def _tuned(run: Run, trial: Trial) -> Line:
 def _tested(run: Run, trial: Trial) -> Line:
     bench, test = run.bench, run.bench.corpus.test
     followed = some_of(test, CURVE_BLOCKS)
-    ranks = RankTrack(bench.initial, bench.modules, seed=trial.seed)
+    layers = [module for module in bench.modules if module.name in bench.linear]
+    ranks = RankTrack(bench.initial, layers, seed=trial.seed)
     start = round(bench.loss(bench.initial, test), 6)
     curve = [round(bench.loss(bench.initial, followed), 6)]
     sizes: list[float] = []
