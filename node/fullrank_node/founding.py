@@ -53,11 +53,12 @@ RETRY_S = 1.0
 GENESIS_TIMEOUT_S = 30.0
 PREPARE_TIMEOUT_S = 3600.0
 
-BEST_RATE, BEST_RATE_WIDTH = 0.02, 128
+BEST_RATE, BEST_RATE_WIDTH = 0.01, 128
 """Where the default learning rate was measured; see `default_learning_rate`."""
 
-DEFAULT_MAX_RANK = 64
-"""Highest rank of one contribution where the founder does not say: four times the default rank."""
+DEFAULT_MAX_RANK = 256
+"""Highest rank of one contribution where the founder does not say: four times the default rank, which the embeddings
+take."""
 
 
 async def create(
@@ -288,9 +289,9 @@ async def _ask_for_genesis(network: Network, link: Link) -> Genesis:
 def default_learning_rate(widths: list[int]) -> float:
     """Peak rate for B where the founder gives none, from the widths (in_features) of the adapted modules.
 
-    Rows of A have norm 1. On a model of width 128, held-out loss after six rounds of four nodes was best at
-    0.02 (3.793; 0.01: 3.841, 0.04: 3.908). Wider models get proportionally less, as hidden layers do under
-    maximal update parametrisation (Yang et al. 2022, arXiv:2203.03466).
+    It holds for rank 32, and each node fits it to its own (`training.lora`). On a model of width 128, 0.01 was best
+    (protocol/decisions/0014). Wider models get proportionally less, as hidden layers do under maximal update
+    parametrisation (Yang et al. 2022, arXiv:2203.03466).
     """
     typical = sorted(widths)[len(widths) // 2]
     return min(BEST_RATE, BEST_RATE * BEST_RATE_WIDTH / typical)

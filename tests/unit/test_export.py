@@ -333,6 +333,33 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
         return model(input_ids=torch.arange(20)[None]).logits
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*")
+def test_peft_loads_an_adapter_of_the_embeddings_and_of_the_head_that_shares_them(
+    shared_model: Callable[..., Shared], tmp_path: Path, *, tied: bool
+) -> None:
+    tiny_llama(tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
+    name = "model.embed_tokens.weight"
+    swarm = shared_model(tmp_path / "base", (UP, name))
+    deltas = [
+        swarm.merge(delta_of(UP, (24, 16), 2, seed=1), 0.75),
+        swarm.merge(delta_of(name, (2048, 16), 3, seed=2), 0.5),
+    ]
+    swarm.export_peft(tmp_path / "adapter", deltas=[(delta, weight) for delta, weight in deltas])
+
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    tokens = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        before = base(input_ids=tokens).logits
+        for changed in (UP, name):
+            whole.get_parameter(changed).copy_(torch.from_numpy(swarm.value(changed)))
+        expected = whole(input_ids=tokens).logits
+        found = PeftModel.from_pretrained(base, tmp_path / "adapter")(input_ids=tokens).logits
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert (expected - before).abs().max() > 1e-3
+
+
 def test_peft_loads_an_adapter_of_small_rank_that_is_exact(swarm: Shared, tmp_path: Path) -> None:
     merged = both_changed(swarm, rounds=3, rank=2)
 

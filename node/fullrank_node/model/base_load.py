@@ -164,6 +164,26 @@ def adaptable_modules(model: Any) -> list[wire.Module]:
     ]
 
 
+def embedding_names(path: Path) -> tuple[str, str | None]:
+    """Parameter name of a base's input embeddings, and the name of the head layer that shares their matrix.
+
+    Reads the configuration alone, no weights.
+
+    Returns:
+        The second is None where the head has a matrix of its own.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    names = {id(layer): name for name, layer in model.named_modules()}
+    shared = head is not None and head.weight is embeddings.weight
+    return f"{names[id(embeddings)]}.weight", names[id(head)] if shared else None
+
+
 def import_masters(model: Any, genesis: HasModules, masters: "MasterStore") -> dict[str, str]:
     """Write the adapted tensors of a base as float32 masters: the state of the genesis.
 

@@ -98,8 +98,8 @@ class Plan:
             ),
             seed=int(stated.get("seed", 0)),
             deadline_ms=request.get("deadline_ms"),
-            stochastic=bool(stated.get("stochastic", True)),
-            error_feedback=bool(stated.get("error_feedback", False)),
+            stochastic=bool(stated.get("stochastic", False)),
+            error_feedback=bool(stated.get("error_feedback", True)),
             carry_moments=bool(stated.get("carry_moments", True)),
         )
 

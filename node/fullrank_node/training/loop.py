@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ADAM_BETAS = (0.9, 0.95)
-"""The second moment forgets within 20 steps: a round is often no longer (usual for short language model runs)."""
+ADAM_BETAS = (0.9, 0.999)
+"""The second moment lives as long as A does: where it forgets within a round (0.95), the swarm learns less, and even
+synchronous training does (protocol/decisions/0014)."""
 
 MAX_GRADIENT_NORM = 1.0
 """ALGORITHM.md, step 3."""

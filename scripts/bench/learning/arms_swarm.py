@@ -73,7 +73,7 @@ class Swarm(Arm):
     @property
     def anchor_rate(self) -> float:
         """See `Arm`."""
-        return 1e-2 if self.mode == MODE_AB else 2e-2
+        return 1e-2
 
     def rounds(self, run: "Run") -> Iterator[AfterRound]:
         """See `Arm`."""

@@ -14,7 +14,7 @@ import numpy as np
 from learning.arm import Arm
 from learning.corpus import Corpus, Int64Array
 
-VERSION = 2
+VERSION = 3
 """Goes up when the code gives a trial another meaning: older lines are then made again."""
 
 IID = "iid"

@@ -2,7 +2,8 @@
 
 The sum of many low-rank updates need not be low-rank; where it is, the adapter is exact, and where it is not, it is
 the best of its rank and says how much of the update it lost. The configuration is our own (PEFT's is not stable from
-run to run), the factors carry all scales, so alpha equals the rank and PEFT's scaling is 1.
+run to run), the factors carry all scales, so alpha equals the rank and PEFT's scaling is 1. Embeddings are a module
+like any other, but for PEFT's names and its transposed factors; a head that shares their matrix gets the same factors.
 """
 
 import json
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from fullrank_node.errors import NodeError
 from fullrank_node.files import disk_errors
+from fullrank_node.model.base_load import embedding_names
 from fullrank_node.model.export.factors import STACK_TOLERANCE, Factors, factorise, pad, stack
 from fullrank_node.model.export.hf import Masters, base_views, finish_directory, start_directory
 from fullrank_node.model.export.provenance import (
@@ -123,7 +125,7 @@ def export_peft(  # noqa: PLR0917  (the same order as `export_hf`)
             )
         report = _report(out_dir, found)
         with disk_errors(partial):
-            _write_adapter(partial, found, rank=report.rank, base=_base_name(base_dir, genesis), genesis=genesis)
+            _write_adapter(partial, found, rank=report.rank, base_dir=base_dir, genesis=genesis)
             record = provenance_record(
                 genesis, provenance, manifest, kind="adapter", rank=report.rank, energy_lost=report.energy_lost
             )
@@ -189,18 +191,30 @@ def _base_name(base_dir: Path, genesis: "Genesis") -> str:
     return genesis.base.reference if is_hub_name(genesis.base.reference) else str(base_dir.resolve())
 
 
-def _write_adapter(out_dir: Path, found: Mapping[str, Factors], *, rank: int, base: str, genesis: "Genesis") -> None:
+def _write_adapter(
+    out_dir: Path, found: Mapping[str, Factors], *, rank: int, base_dir: Path, genesis: "Genesis"
+) -> None:
     names = sorted(found)
-    views = []
-    for name, (B_OR, A_RI) in zip(names, pad([found[name] for name in names], rank), strict=True):
-        module = name.removesuffix(".weight")
-        for side, factor in (("A", A_RI), ("B", B_OR)):
-            key = f"base_model.model.{module}.lora_{side}.weight"
-            views.append(TensorView(name=key, dtype="F32", shape=factor.shape, flat=factor.reshape(-1)))
+    embeddings, shared_head = embedding_names(base_dir)
+    targets = [name.removesuffix(".weight") for name in names]
+    tensors: dict[str, npt.NDArray[np.float32]] = {}
+    for name, target, (B_OR, A_RI) in zip(names, targets, pad([found[name] for name in names], rank), strict=True):
+        if name != embeddings:
+            tensors |= _linear(target, B_OR, A_RI)
+            continue
+        tensors[f"base_model.model.{target}.lora_embedding_A"] = np.ascontiguousarray(B_OR.T)
+        tensors[f"base_model.model.{target}.lora_embedding_B"] = np.ascontiguousarray(A_RI.T)
+        if shared_head is not None:
+            tensors |= _linear(shared_head, B_OR, A_RI)
+            targets = [*targets, shared_head]
+    views = [
+        TensorView(name=key, dtype="F32", shape=factor.shape, flat=factor.reshape(-1))
+        for key, factor in tensors.items()
+    ]
     write_tensors(out_dir / "adapter_model.safetensors", views)
     config = {
         "alpha_pattern": {},
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": _base_name(base_dir, genesis),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -212,12 +226,18 @@ def _write_adapter(out_dir: Path, found: Mapping[str, Factors], *, rank: int, ba
         "r": rank,
         "rank_pattern": {},
         "revision": genesis.base.revision or None,
-        "target_modules": [name.removesuffix(".weight") for name in names],
+        "target_modules": targets,
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": False,
     }
     _write_json(out_dir / "adapter_config.json", config)
+
+
+def _linear(
+    target: str, B_OR: npt.NDArray[np.float32], A_RI: npt.NDArray[np.float32]
+) -> dict[str, npt.NDArray[np.float32]]:
+    return {f"base_model.model.{target}.lora_A.weight": A_RI, f"base_model.model.{target}.lora_B.weight": B_OR}
 
 
 def _write_json(path: Path, value: object) -> None:
