@@ -241,7 +241,7 @@ def test_the_masters_are_what_peft_makes_of_the_trained_floats_up_to_rounding(
 
 def test_factors_averaged_by_peft_are_told_apart(make_round: Callable[[Sequence[Node]], Round]) -> None:
     """The control: PEFT's `linear` of two equal ranks adds up factors, and no module comes out within rounding."""
-    done = make_round([NODES[0], Node(name="dora", rank=4, mode="AB", bits=8, num_steps=3)])
+    done = make_round([Node(name=name, rank=4, mode="AB", bits=8, num_steps=3) for name in ("ada", "dora")])
     weights = [weight.value() for weight in done.weights]
     merged = merged_by_peft(done.tiny_base, done.trained, weights, how="linear")
     for name, after in done.after.items():
