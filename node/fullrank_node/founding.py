@@ -56,9 +56,8 @@ PREPARE_TIMEOUT_S = 3600.0
 BEST_RATE, BEST_RATE_WIDTH = 0.01, 128
 """Where the default learning rate was measured; see `default_learning_rate`."""
 
-DEFAULT_MAX_RANK = 256
-"""Highest rank of one contribution where the founder does not say: four times the default rank, which the embeddings
-take."""
+DEFAULT_MAX_RANK = 128
+"""Highest rank of one contribution where the founder does not say: twice the default rank, for the embeddings."""
 
 
 async def create(
@@ -290,7 +289,7 @@ def default_learning_rate(widths: list[int]) -> float:
     """Peak rate for B where the founder gives none, from the widths (in_features) of the adapted modules.
 
     It holds for rank 32, and each node fits it to its own (`training.lora`). On a model of width 128, 0.01 was best
-    (protocol/decisions/0014). Wider models get proportionally less, as hidden layers do under maximal update
+    (protocol/decisions/0015). Wider models get proportionally less, as hidden layers do under maximal update
     parametrisation (Yang et al. 2022, arXiv:2203.03466).
     """
     typical = sorted(widths)[len(widths) // 2]

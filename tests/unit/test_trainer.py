@@ -117,7 +117,7 @@ def test_the_delta_in_mode_b_names_rows_of_the_seeded_a(bench: Bench) -> None:
     for part, whole in zip(delta.parts, expanded, strict=True):
         assert isinstance(part, LowRank)
         assert isinstance(whole, LowRank)
-        rank = 8 if "embed" in part.module else 4  # Four times as many, but for the swarm's limit of 8.
+        rank = 8 if "embed" in part.module else 4  # Twice as many.
         assert part.A_RI is None
         assert part.row_R == tuple(range(rank))
         columns = bench.swarm.genesis.module(part.module).in_features

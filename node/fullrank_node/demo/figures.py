@@ -24,7 +24,7 @@ from fullrank_node.model.rank import shapes_of
 from fullrank_node.node_keys import BASE_DIGEST_KEY, BASE_DIR_KEY
 from fullrank_node.restoring import restored_state
 from fullrank_node.store import Store
-from fullrank_node.training.lora import total_rank
+from fullrank_node.training.lora import usual_rank
 from fullrank_protocol.checkpoint import Checkpoint
 from fullrank_protocol.codec import decode
 from fullrank_protocol.delta import SeedContext, expand
@@ -137,7 +137,7 @@ def _deltas(checkpoint: Checkpoint, tree: Tree, blobs: BlobStore) -> list[tuple[
         context = SeedContext(swarm=genesis.swarm, member=contribution.member, period=period)
         sent = decode(blobs.read(contribution.blob.id), genesis, contribution.codec)
         norm = math.sqrt(squared_norm(expand(sent, context, genesis.modules), genesis.modules))
-        found.append((total_rank(sent), entry.weight.value() * norm))
+        found.append((usual_rank(sent), entry.weight.value() * norm))
     return found
 
 

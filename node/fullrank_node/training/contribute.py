@@ -203,4 +203,4 @@ def _encoded(
             exit_code=ExitCode.CONFIG,
         ) from error
     residuals = lora.rounding_residuals(factors, delta, genesis) if feeds_back else {}
-    return blob, lora.total_rank(delta), residuals
+    return blob, lora.usual_rank(delta), residuals

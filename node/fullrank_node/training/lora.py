@@ -12,6 +12,7 @@ Legend of array names: O = out_features, I = in_features, R = rank.
 """
 
 import math
+import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 MODE_B = "B"
 MODE_AB = "AB"
 
-EMBEDDING_RANKS = 4
+EMBEDDING_RANKS = 2
 """Components of an embedding matrix for one of a linear layer, in mode B: its rows are learned one by one, by the
 tokens that occur, and share little."""
 
@@ -302,6 +303,6 @@ def _copy(weight: "torch.Tensor", *, transposed: bool) -> Float32Array:
     return copied
 
 
-def total_rank(delta: Delta) -> int:
-    """Most components that the delta has for one module."""
-    return max(part.rank if isinstance(part, LowRank) else 1 for part in delta.parts)
+def usual_rank(delta: Delta) -> int:
+    """Components that the delta has for most of its modules; embeddings have more, small modules fewer."""
+    return int(statistics.median_high(part.rank if isinstance(part, LowRank) else 1 for part in delta.parts))
