@@ -45,7 +45,7 @@ def a_status() -> wire.StatusReply:
         mine=wire.OwnContributions(accepted=35, late=1, refused=1, last_refusal="norm 14.2 above 10.0"),
         bytes_up=412_000_000,
         bytes_down=1_100_000_000,
-        rank=wire.AccumulatedRank(effective=412.3, of=768),
+        rank=wire.AccumulatedRank(effective=412.3, of=768, round=40, sampled=7, matrices=84),
         held_out_loss_base=1.79,
         held_out_loss_now=1.76,
     )

@@ -12,6 +12,7 @@ from typing import Any
 from fullrank_node.child import ChildDiedError, ChildFailedError, ChildProcess, OnProgress
 from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.home import Home
+from fullrank_node.model.rank_estimate import Sample
 from fullrank_node.store import Store
 from fullrank_node.training.neighbours import shared_threads
 from fullrank_protocol.contribution import Contribution
@@ -26,8 +27,8 @@ CHECK_TIMEOUT_S = 120.0
 MERGE_TIMEOUT_S = 1800.0
 """Merging 64 deltas into a model of several billion parameters on two cores takes minutes."""
 
-MAX_MEASURED_MODULES = 8
-"""Modules whose singular values are computed after a round: a spread over the depth of the model."""
+RANK_TIMEOUT_S = 600.0
+"""The largest matrix that is measured takes half a minute on one core."""
 
 Manifest = Mapping[str, str]
 
@@ -111,25 +112,29 @@ class Merger:
             model_digest=bytes.fromhex(reply["digest"]),
         )
 
-    async def effective_rank(self, before: Manifest, after: Manifest, *, num_rounds: int) -> float:
-        """Mean effective rank of the accumulated update over a sample of modules (model.rank).
+    async def effective_rank(self, sample: Sample, before: Manifest, after: Manifest) -> float:
+        """Mean effective rank of the accumulated update, by a sample of matrices (model.rank_estimate).
+
+        One call a matrix: a merge that comes meanwhile waits for one of them only.
 
         Raises:
-            NodeError: The worker failed, or master files are gone.
+            NodeError: The worker failed, or master files are gone or damaged.
         """
-        reply = await self._call(
-            "measure_rank",
-            {
-                "genesis_path": str(self.home.genesis_file),
-                "masters_dir": str(self.home.masters_dir),
-                "before": dict(before),
-                "after": dict(after),
-                "num_rounds": num_rounds,
-                "max_modules": MAX_MEASURED_MODULES,
-            },
-            timeout_s=MERGE_TIMEOUT_S,
-        )
-        return float(reply["effective"])
+        found: list[float] = []
+        for matrix in sample.matrices:
+            reply = await self._call(
+                "estimate_rank",
+                {
+                    "masters_dir": str(self.home.masters_dir),
+                    "name": matrix.name,
+                    "shape": [matrix.out_features, matrix.in_features],
+                    "before": before[matrix.name],
+                    "after": after[matrix.name],
+                },
+                timeout_s=RANK_TIMEOUT_S,
+            )
+            found.append(float(reply["effective"]))
+        return sample.mean(found)
 
     async def apply_snapshot(
         self, path: Path, *, base: Manifest, digest: bytes, on_module: Callable[[int], None]

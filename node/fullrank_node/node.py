@@ -32,6 +32,7 @@ from fullrank_node.network.peer import PeerNetwork
 from fullrank_node.network.settings import NetworkSettings
 from fullrank_node.node_keys import BASE_LOSS_KEY, INVITE_KEY
 from fullrank_node.node_view import DaemonView
+from fullrank_node.rank_watch import RankWatch
 from fullrank_node.restoring import restored_state
 from fullrank_node.runner import Runner
 from fullrank_node.status_reply import SOFTWARE
@@ -182,6 +183,8 @@ class Node:
         self.inbound.open(runner)
         runner.on_adopt.append(self._publish_admission)
         runner.on_trained.append(self._measure.set)
+        ranks = RankWatch(runner)
+        runner.on_adopt.append(ranks.look)
         watch = FinalityWatch(runner.state.tree)
         runner.on_adopt.append(watch.look)
         runner.on_final.append(watch.look)
@@ -194,6 +197,7 @@ class Node:
                 group.create_task(Filling(runner=runner, limit_bytes=keeper.limit_bytes).run())
             group.create_task(self._start_training(base.base_dir))
             group.create_task(self._measure_rounds(base))
+            group.create_task(ranks.run())
             group.create_task(self._publish_first_admission())
 
     def _make_runner(self, base: PreparedBase) -> Runner:
@@ -301,19 +305,17 @@ class Node:
                 continue
             measured.add(normal)
             try:
-                await self._measure_one(normal, head.round, manifest, base)
+                await self._measure_one(normal, manifest, base)
             except NodeError as error:
                 log.warning("The shared model could not be measured: %s", error)
 
-    async def _measure_one(self, checkpoint: bytes, number: int, manifest: dict[str, str], base: PreparedBase) -> None:
-        """Held-out loss on the owner's held-out rows, and the effective rank of the accumulated update."""
+    async def _measure_one(self, checkpoint: bytes, manifest: dict[str, str], base: PreparedBase) -> None:
+        """Held-out loss on the owner's held-out rows."""
         if self.store.get_meta(BASE_LOSS_KEY) is None:
             loss = await self.trainer.evaluate(base.manifest)
             if loss is not None:
                 self.store.set_meta(BASE_LOSS_KEY, repr(loss).encode())
-        loss = await self.trainer.evaluate(manifest)
-        rank = await self.merger.effective_rank(base.manifest, manifest, num_rounds=number)
-        self.store.measure_round(checkpoint, heldout_loss=loss, effective_rank=rank)
+        self.store.measure_round(checkpoint, heldout_loss=await self.trainer.evaluate(manifest))
 
     # ---- the owner's wishes --------------------------------------------------------------------------
 

@@ -53,6 +53,7 @@ class Recompute:
             "check_delta": self.check_delta,
             "recompute": self.recompute,
             "measure_rank": self.measure_rank,
+            "estimate_rank": self.estimate_rank,
             "make_snapshot": self.make_snapshot,
             "apply_snapshot": self.apply_snapshot,
         }
@@ -134,7 +135,7 @@ class Recompute:
     def measure_rank(self, params: Params, _progress: Progress) -> dict[str, Any]:
         """Ranks of the change between two models, for people.
 
-        {genesis_path, masters_dir, before, after, num_rounds?, max_modules?} -> the report of `model.rank`.
+        {genesis_path, masters_dir, before, after, num_rounds?} -> the report of `model.rank`.
 
         Raises:
             NodeError: A master is missing.
@@ -148,8 +149,23 @@ class Recompute:
             opener(masters.open, params["before"], shapes),
             opener(masters.open, params["after"], shapes),
             num_rounds=int(params.get("num_rounds") or 1),
-            max_modules=params.get("max_modules"),
         ).to_json()
+
+    def estimate_rank(self, params: Params, _progress: Progress) -> dict[str, Any]:
+        """Effective rank of the change of one matrix, at little cost. What is read is hashed: it may be damaged.
+
+        {masters_dir, name, shape, before, after} -> {effective}: before and after are SHA-256.
+
+        Raises:
+            NodeError: A master is missing or damaged.
+        """
+        from fullrank_node.model.rank_estimate import estimated_effective_rank
+
+        masters, name = MasterStore(Path(params["masters_dir"])), str(params["name"])
+        out_features, in_features = params["shape"]
+        update = masters.read(params["after"], (out_features, in_features), name=name)
+        update -= masters.read(params["before"], (out_features, in_features), name=name)
+        return {"effective": estimated_effective_rank(update)}
 
     def make_snapshot(self, params: Params, progress: Progress) -> dict[str, Any]:
         """Writes a model as what has changed in the bits of the base.

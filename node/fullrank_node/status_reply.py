@@ -10,8 +10,10 @@ import psutil
 from fullrank_node.api import control_pb2 as wire
 from fullrank_node.finality_reply import checkpoint_line, conflict_reply, finality_reply, stall_reply
 from fullrank_node.keeping import disk_limit_bytes
+from fullrank_node.model.rank_estimate import sample_of
 from fullrank_node.node_keys import BASE_LOSS_KEY
 from fullrank_node.people import name_of_member
+from fullrank_protocol.chain import is_ancestor
 from fullrank_protocol.identity import peer_id
 from fullrank_protocol.limits import PROTOCOL_VERSION
 from fullrank_protocol.round_state import FUTURE
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from fullrank_node.runner import Runner
 
 SOFTWARE = f"fullrank {version('fullrank')}"
+
+NEWEST_ROUNDS = 50
+"""Rounds among which the newest measured one is looked for; a figure older than that says little of the head."""
 
 
 def status_reply(node: "Node") -> wire.StatusReply:
@@ -115,16 +120,34 @@ def _add_chain(reply: wire.StatusReply, runner: "Runner") -> None:
         reply.stall.CopyFrom(stall)
     if (conflict := conflict_reply(runner)) is not None:
         reply.conflict.CopyFrom(conflict)
-    losses = [row for row in runner.store.rounds(50) if row.heldout_loss is not None]
+    losses = [row for row in runner.store.rounds(NEWEST_ROUNDS) if row.heldout_loss is not None]
     base_loss = runner.store.get_meta(BASE_LOSS_KEY)
     if base_loss is not None:
         reply.held_out_loss_base = float(base_loss)
     if losses and losses[-1].heldout_loss is not None:
         reply.held_out_loss_now, reply.held_out_loss_round = losses[-1].heldout_loss, losses[-1].round
-    ranks = [row for row in runner.store.rounds(50) if row.effective_rank is not None]
-    if ranks and ranks[-1].effective_rank is not None:
-        full = min(min(module.out_features, module.in_features) for module in runner.genesis.modules)
-        reply.rank.effective, reply.rank.round, reply.rank.of = ranks[-1].effective_rank, ranks[-1].round, full
+    if (rank := rank_reply(runner)) is not None:
+        reply.rank.CopyFrom(rank)
+
+
+def rank_reply(runner: "Runner") -> wire.AccumulatedRank | None:
+    """The newest rank that was measured of a round on the head's chain; None without one."""
+    tree, sample = runner.state.tree, sample_of(runner.genesis.modules)
+    for row in reversed(runner.store.rounds(NEWEST_ROUNDS)):
+        node = tree.nodes.get(row.checkpoint)
+        if row.effective_rank is None or node is None or not sample.matrices:
+            continue
+        if not is_ancestor(node.state.here, tree.head(), lookup=tree.lookup):
+            continue
+        return wire.AccumulatedRank(
+            effective=row.effective_rank,
+            of=round(sample.full),
+            round=row.round,
+            sampled=len(sample.matrices),
+            matrices=sample.num_matrices,
+            relative_error=sample.relative_error,
+        )
+    return None
 
 
 def _add_own(reply: wire.StatusReply, runner: "Runner") -> None:

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from live_swarm import LiveNode, LiveSwarm, wait_for_certifiers
+from live_swarm import LiveNode, LiveSwarm, wait_for_certifiers, wait_until
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from fullrank_node import demo
+from fullrank_node.model.rank import effective_rank, shapes_of, singular_values
+from fullrank_node.model.rank_estimate import estimated_effective_rank, sample_of
 from fullrank_node.store import Store
 from fullrank_protocol.envelope import open_envelope
 from fullrank_protocol.genesis import open_genesis
@@ -158,6 +161,27 @@ def test_a_base_that_differs_in_one_tensor_is_refused_by_its_name(swarm: Swarm) 
     refused = eve.fullrank("join", str(swarm.link), "--yes", "--data", str(data), "--base", str(other), code=78)
     assert f"base differs from the genesis at {OTHER}: found SHA-256" in refused.stderr
     assert not eve.home.path.exists()  # She can simply try again with the right one.
+
+
+def test_status_tells_how_much_room_the_update_fills(swarm: Swarm, pulled: Pulled) -> None:
+    modules = open_genesis(swarm.ada.home.genesis_file.read_bytes()).modules
+    sample = sample_of(modules)
+
+    def ranks() -> list[dict[str, Any]]:
+        found = [node.status()["rank"] for node in swarm.nodes]
+        return found if all(found) else []
+
+    for rank in wait_until("all have measured a round", ranks, swarm.nodes):
+        assert rank["round"] >= 1
+        assert 1.0 < rank["effective"] < rank["of"] == 128
+        assert (rank["sampled"], rank["matrices"]) == (len(sample.matrices), sample.num_matrices)
+        assert rank["relative_error"] == sample.relative_error
+
+    before, after = (load_file(directory / "model.safetensors") for directory in (swarm.base, pulled.model))
+    update = {name: after[name].numpy() - before[name].numpy() for name in shapes_of(modules)}
+    sampled = sample.mean(estimated_effective_rank(update[matrix.name]) for matrix in sample.matrices)
+    of_all = np.mean([effective_rank(singular_values(matrix.astype(np.float64))) for matrix in update.values()])
+    assert sampled == pytest.approx(of_all, rel=sample.relative_error)
 
 
 # ---- reading -----------------------------------------------------------------------------------------

@@ -200,7 +200,8 @@ device   RTX 3060 12 GB, 6.1 GB used   limits  idle only, 70 % duty
 loss     1.840 (start 1.970)   held-out, shared model 1.790 -> 1.760
 peers    14 connected   swarm of 12 members, 11 certifiers (this node: certifier)
 mine     37 deltas: 35 accepted, 1 late, 1 refused (norm 14.2 above 10.0)   up 412 MB  down 1.1 GB
-model    round 41, final to round 40, digest 9c9c9c9c9c9c9c9c…   rank of the accumulated update 412/768
+model    round 41, final to round 40, digest 9c9c9c9c9c9c9c9c…
+update   effective rank 412 of 768 in round 40 (7 of 84 modules sampled)
 final    waiting for certifiers: slow-heron
 """
 

@@ -16,6 +16,7 @@ from fullrank_node.blob_store import BlobStore
 from fullrank_node.child import ChildProcess, Progress
 from fullrank_node.errors import NodeError
 from fullrank_node.model.master import MasterStore, manifest_digest
+from fullrank_node.model.rank import effective_rank, singular_values
 from fullrank_node.recompute import KEPT_MERGES, DeltaCache, Recompute, _size
 from fullrank_protocol.codec import CODEC_PACKED, decode, encode
 from fullrank_protocol.delta import Delta, SeedContext, expand, quantize_dense, quantize_low_rank, to_float
@@ -308,6 +309,24 @@ def test_the_rank_of_a_change_is_at_most_the_sum_of_the_ranks(setting: Setting) 
     params = {**setting.request(), "before": setting.manifest, "after": after}
     report = Recompute().measure_rank(params, ignore)
     assert 1.0 < report["effective"] <= sum(RANKS.values())
+
+
+def test_the_rank_of_one_matrix_is_estimated_only_from_whole_files(setting: Setting) -> None:
+    after = setting.recompute()["manifest"]
+    params = {
+        "masters_dir": str(setting.masters.directory),
+        "name": "a",
+        "shape": [48, 40],
+        "before": setting.manifest["a"],
+        "after": after["a"],
+    }
+    change = setting.masters.read(after["a"], (48, 40)) - setting.masters.read(setting.manifest["a"], (48, 40))
+    exact = effective_rank(singular_values(change.astype(np.float64)))
+    assert Recompute().estimate_rank(params, ignore)["effective"] == pytest.approx(exact)
+    path = setting.masters.path(setting.manifest["a"])
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    with pytest.raises(NodeError, match="does not hash to its name"):
+        Recompute().estimate_rank(params, ignore)
 
 
 def test_decoded_deltas_are_kept_within_bounds_and_used_again(setting: Setting) -> None:

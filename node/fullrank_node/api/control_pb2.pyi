@@ -281,18 +281,20 @@ class OwnContributions(_message.Message):
     def __init__(self, accepted: _Optional[int] = ..., refused: _Optional[int] = ..., late: _Optional[int] = ..., pending: _Optional[int] = ..., last_refusal: _Optional[str] = ...) -> None: ...
 
 class AccumulatedRank(_message.Message):
-    __slots__ = ("effective", "stable", "numerical", "of", "round")
+    __slots__ = ("effective", "of", "round", "sampled", "matrices", "relative_error")
     EFFECTIVE_FIELD_NUMBER: _ClassVar[int]
-    STABLE_FIELD_NUMBER: _ClassVar[int]
-    NUMERICAL_FIELD_NUMBER: _ClassVar[int]
     OF_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
+    SAMPLED_FIELD_NUMBER: _ClassVar[int]
+    MATRICES_FIELD_NUMBER: _ClassVar[int]
+    RELATIVE_ERROR_FIELD_NUMBER: _ClassVar[int]
     effective: float
-    stable: float
-    numerical: int
     of: int
     round: int
-    def __init__(self, effective: _Optional[float] = ..., stable: _Optional[float] = ..., numerical: _Optional[int] = ..., of: _Optional[int] = ..., round: _Optional[int] = ...) -> None: ...
+    sampled: int
+    matrices: int
+    relative_error: float
+    def __init__(self, effective: _Optional[float] = ..., of: _Optional[int] = ..., round: _Optional[int] = ..., sampled: _Optional[int] = ..., matrices: _Optional[int] = ..., relative_error: _Optional[float] = ...) -> None: ...
 
 class Processes(_message.Message):
     __slots__ = ("daemon", "trainer", "worker", "p2pd", "daemon_resident_bytes")

@@ -38,6 +38,7 @@ def status_lines(status: wire.StatusReply) -> list[Line]:
         ("peers", _peers(status)),
         ("mine", _mine(status)),
         ("model", _model(status)),
+        ("update", _rank(status)),
         ("final", _finality(status)),
         *_stall(status),
         *_conflict(status),
@@ -130,7 +131,7 @@ def _mine(status: wire.StatusReply) -> str:
 
 
 def _model(status: wire.StatusReply) -> str:
-    head, final, rank = status.head, status.final, status.rank
+    head, final = status.head, status.final
     if not head.id:
         return ""
     if final.id == head.id:
@@ -143,9 +144,17 @@ def _model(status: wire.StatusReply) -> str:
         justified = f"justified to round {status.justified.round}, " if is_between else ""
         text = f"round {head.round}, {justified}final to round {final.round}"
     parts = [text + (f", digest {head.digest.hex()[:DIGEST_DIGITS]}…" if head.digest else "")]
-    if rank.of:
-        parts.append(f"rank of the accumulated update {rank.effective:.0f}/{rank.of}")
     return _joined(parts)
+
+
+def _rank(status: wire.StatusReply) -> str:
+    """How much room the accumulated update fills; of which round, where that is not the head's."""
+    rank = status.rank
+    if not rank.of:
+        return ""
+    when = f" in round {rank.round}" if rank.round != status.head.round else ""
+    sampled = f" ({rank.sampled} of {plural(rank.matrices, 'module')} sampled)" if rank.sampled < rank.matrices else ""
+    return f"effective rank {rank.effective:.0f} of {rank.of}{when}{sampled}"
 
 
 def _finality(status: wire.StatusReply) -> str:

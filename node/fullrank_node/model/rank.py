@@ -66,47 +66,38 @@ class EffectiveRankReport:
     """Ranks of the update of a model.
 
     Attributes:
-        modules: Those that were measured, ascending by name.
-        num_modules: Linear modules of the model; more than were measured when a large model was sampled.
+        modules: Linear modules, ascending by name.
     """
 
     modules: tuple[ModuleRank, ...]
-    num_modules: int
-
-    @property
-    def sampled(self) -> bool:
-        """Whether some modules were left out to save time."""
-        return len(self.modules) < self.num_modules
 
     @property
     def effective(self) -> float:
-        """Mean effective rank over the measured modules."""
+        """Mean effective rank over the modules."""
         return _mean(module.effective for module in self.modules)
 
     @property
     def stable(self) -> float:
-        """Mean stable rank over the measured modules."""
+        """Mean stable rank over the modules."""
         return _mean(module.stable for module in self.modules)
 
     @property
     def numerical(self) -> float:
-        """Mean numerical rank over the measured modules."""
+        """Mean numerical rank over the modules."""
         return _mean(module.numerical for module in self.modules)
 
     @property
     def full(self) -> float:
-        """Mean of the largest possible ranks of the measured modules."""
+        """Mean of the largest possible ranks of the modules."""
         return _mean(module.full for module in self.modules)
 
     def to_json(self) -> dict[str, object]:
-        """The means, and how many modules they are over, for a report."""
+        """The means for a report."""
         return {
             "effective": round(self.effective, 3),
             "stable": round(self.stable, 3),
             "numerical": round(self.numerical, 3),
             "full": round(self.full, 3),
-            "measured_modules": len(self.modules),
-            "num_modules": self.num_modules,
         }
 
 
@@ -116,21 +107,19 @@ def measure_rank(
     after: Callable[[str], Float32Array],
     *,
     num_rounds: int = 1,
-    max_modules: int | None = None,
 ) -> EffectiveRankReport:
-    """Measures the update of every linear module, or of some evenly spread ones.
+    """Measures the update of every linear module; `rank_estimate` does some of them in less time.
 
     Args:
         modules: Adapted tensors of the genesis; dense ones are left out.
         before: Parameter name to W_0 (out_features, in_features).
         after: Parameter name to W_t, for example `lambda name: masters.open(manifest[name], shapes[name])`.
         num_rounds: How often the weights were rounded to float32 between the two.
-        max_modules: Measure at most so many; the first, the last and evenly spread ones between.
     """
-    matrices = sorted((m for m in modules if min(m.out_features, m.in_features) > 1), key=lambda m: m.name)
-    chosen = [matrices[i].name for i in spread(len(matrices), max_modules)]
-    ranks = tuple(rank_of_change(name, before(name), after(name), num_rounds=num_rounds) for name in chosen)
-    return EffectiveRankReport(modules=ranks, num_modules=len(matrices))
+    names = sorted(module.name for module in modules if min(module.out_features, module.in_features) > 1)
+    return EffectiveRankReport(
+        modules=tuple(rank_of_change(name, before(name), after(name), num_rounds=num_rounds) for name in names)
+    )
 
 
 def rank_of_change(name: str, before: Float32Array, after: Float32Array, *, num_rounds: int = 1) -> ModuleRank:
