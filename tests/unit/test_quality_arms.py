@@ -294,6 +294,20 @@ def test_tuning_never_looks_at_test_blocks(bench: Bench, monkeypatch: pytest.Mon
     assert set(seen) == test_rows
 
 
+@pytest.mark.parametrize("arm", [Parallel(), SingleAdapter(rank=4), Swarm(mode="B", rank=4)])
+def test_a_line_has_every_rank_of_every_round(bench: Bench, arm: Arm) -> None:
+    result = run_trial(bench, Trial(setting=setting_of(bench), arm=arm, rate=2e-3, seed=2, purpose=TEST))["result"]
+    kept = [result["rank"], *([result["rank_noise"]] if isinstance(arm, Swarm) else [])]
+    for columns in kept:
+        assert columns.keys() == {"numerical", "stable", "effective", "full"}
+        for stable, effective, numerical, full in zip(
+            *(columns[name] for name in ("stable", "effective", "numerical", "full")), strict=True
+        ):
+            assert 1.0 <= stable <= effective <= numerical * 1.001 <= full * 1.001
+        assert len(columns["full"]) == 2
+    assert ("rank_noise" in result) == isinstance(arm, Swarm)
+
+
 @pytest.mark.parametrize("arm", [Swarm(mode="B", rank=4, bits=2, feedback=True), Sparse(density=1 / 8)])
 def test_a_line_can_be_made_again_from_what_it_says_of_itself(bench: Bench, arm: Arm) -> None:
     trial = Trial(setting=setting_of(bench), arm=arm, rate=2e-3, seed=2, purpose=TEST)

@@ -1,0 +1,247 @@
+"""The picture: loss against tokens, loss against bytes, rank against rounds. Equal results give equal bytes.
+
+Colours are after Okabe and Ito's, which people with any colour vision can tell apart, some darker to be read on white.
+Nothing is told by colour alone: lines have dashes, markers and a label at their end. The ground is opaque, so that the
+picture reads on a dark page, too.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
+
+from learning.report import Comparison, Row
+from learning.shown import (
+    Curve,
+    followed,
+    frontier,
+    full_rank,
+    loss_curves,
+    num_tokens,
+    rank_curves,
+    senders,
+    short_words,
+)
+
+INK = "#222222"
+PALE = "#8a8a8a"
+GROUND = "#ffffff"
+
+STYLES: Mapping[str, Mapping[str, Any]] = {
+    "mark": {"color": INK, "marker": "s", "linestyle": "-"},
+    "ours": {"color": "#0072B2", "marker": "o", "linestyle": "-", "linewidth": 2.2},
+    "adapter": {"color": "#B34E00", "marker": "^", "linestyle": "-"},
+    "noise": {"color": "#0072B2", "marker": "", "linestyle": (0, (4, 2)), "linewidth": 1.2},
+}
+"""Of curves, by role."""
+
+POINTS: Mapping[str, tuple[str, str]] = {
+    "Parallel": (INK, "s"),
+    "LocalSteps": (INK, "D"),
+    "Sparse": ("#A87400", "P"),
+    "FactorAveraging": ("#B0568A", "v"),
+    "ResidualFolding": ("#B0568A", "<"),
+    "Stacking": ("#B0568A", ">"),
+    "TruncatedMean": ("#B0568A", "X"),
+    "Swarm": ("#0072B2", "o"),
+}
+"""Colour and marker of points, by kind of arm."""
+
+OTHER_POINT = ("#00845F", "h")
+
+SETTINGS: Mapping[Any, Any] = {
+    "svg.hashsalt": "fullrank",  # Ids in the file would be random otherwise.
+    "svg.fonttype": "path",  # Labels are where they were put, whatever fonts a reader has.
+    "font.family": "DejaVu Sans",  # Comes with matplotlib.
+    "font.size": 8.0,
+    "text.color": INK,
+    "axes.edgecolor": PALE,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 9.0,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 3.5,
+}
+
+SIZE_INCHES = (11.5, 3.8)
+
+LINE_GAP_POINTS = 10.0
+"""Between two labels at the ends of lines: their height, and some."""
+
+_CORNERS: tuple[tuple[float, float, str, str], ...] = (
+    (5, 0, "left", "center"),
+    (-5, 0, "right", "center"),
+    (0, 6, "center", "bottom"),
+    (0, -6, "center", "top"),
+    (5, 7, "left", "bottom"),
+    (-5, 7, "right", "bottom"),
+    (5, -7, "left", "top"),
+    (-5, -7, "right", "top"),
+    (0, 16, "center", "bottom"),
+    (0, -16, "center", "top"),
+)
+"""Where a point's label may be: offset in points and alignment, the best first."""
+
+
+def draw(comparison: Comparison) -> bytes:
+    """The picture of one setting, as SVG."""
+    with mpl.rc_context({**mpl.rcParamsDefault, **SETTINGS}):
+        figure = Figure(figsize=SIZE_INCHES, facecolor=GROUND)
+        loss, size, rank = figure.subplots(1, 3)
+        figure.subplots_adjust(left=0.04, right=0.895, bottom=0.13, top=0.79, wspace=0.56)
+        setting = comparison.setting
+        seeds = sorted({seed for row in comparison.rows for seed in row.lines})
+        figure.text(0.012, 0.935, setting.title, fontsize=9.5, fontweight="bold")
+        origin = (
+            f"{setting.base}, {setting.corpus}; mean over seeds {', '.join(map(str, seeds))}; each at its best rate"
+        )
+        figure.text(0.012, 0.885, origin, fontsize=7.5)
+        _draw_losses(figure, loss, comparison)
+        _draw_sizes(figure, size, comparison)
+        _draw_ranks(figure, rank, comparison)
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", facecolor=GROUND, metadata={"Date": None, "Creator": None})
+    return b"\n".join(line.rstrip() for line in file.getvalue().splitlines()) + b"\n"
+
+
+def apart(wanted: Sequence[float], gap: float) -> list[float]:
+    """Places as near as possible to those wanted, in their order, none nearer to another than `gap`.
+
+    Clusters that would overlap are spread evenly around the mean of their wishes.
+    """
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    clusters: list[tuple[list[int], float]] = []
+    for index in order:
+        members, middle = [index], wanted[index]
+        while clusters:
+            below, their_middle = clusters[-1]
+            if middle - their_middle >= gap * (len(below) + len(members)) / 2:
+                break
+            clusters.pop()
+            members = below + members
+            middle = sum(wanted[member] for member in members) / len(members)
+        clusters.append((members, middle))
+    found = [0.0] * len(wanted)
+    for members, middle in clusters:
+        for place, member in enumerate(members):
+            found[member] = middle + gap * (place - (len(members) - 1) / 2)
+    return found
+
+
+def _draw_losses(figure: Figure, axes: Axes, comparison: Comparison) -> None:
+    axes.set_title("held-out loss, by training tokens")
+    axes.set_xlabel("training tokens, all nodes together")
+    curves = loss_curves(comparison)
+    tokens = num_tokens(comparison) / comparison.setting.rounds
+    for curve in curves:
+        axes.plot([tokens * number for number in range(len(curve.values))], curve.values, **STYLES[curve.role])
+    axes.xaxis.set_major_formatter(lambda value, _: _counted(value))
+    _label_ends(figure, axes, curves, x_end=tokens * comparison.setting.rounds)
+
+
+def _draw_sizes(figure: Figure, axes: Axes, comparison: Comparison) -> None:
+    axes.set_title("held-out loss, by bytes of a contribution")
+    axes.set_xlabel("bytes that a node sends in a round")
+    points, ahead = senders(comparison), frontier(comparison)
+    if not points:
+        return
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: _counted(value) + "B")
+    axes.xaxis.set_minor_formatter(lambda _value, _: "")
+    axes.step(
+        [point[0] for point in ahead], [point[1] for point in ahead], where="post", color=PALE, linewidth=0.8, zorder=0
+    )
+    axes.text(
+        1.0, 1.0, "line: the least loss for so few bytes", transform=axes.transAxes, ha="right", va="top", fontsize=6.5
+    )
+    for num_bytes, loss, row in points:
+        color, marker = POINTS.get(type(row.arm).__name__, OTHER_POINT)
+        is_ours = row.arm.name == comparison.ours
+        axes.plot(num_bytes, loss, color=color, marker=marker, markersize=8 if is_ours else 4.5, alpha=0.9)
+    axes.margins(x=0.15, y=0.12)
+    _label_points(figure, axes, points, _labelled(comparison, points, ahead))
+
+
+def _draw_ranks(figure: Figure, axes: Axes, comparison: Comparison) -> None:
+    axes.set_title("effective rank of the whole change, by rounds")
+    axes.set_xlabel("rounds")
+    curves = rank_curves(comparison)
+    if not curves:
+        return
+    for curve in curves:
+        axes.plot(range(1, len(curve.values) + 1), curve.values, **STYLES[curve.role])
+    full = full_rank(comparison)
+    if full is not None:
+        axes.axhline(full, color=PALE, linewidth=0.8)
+        axes.annotate(
+            f"at most {full:g}", (0.02, full), xycoords=("axes fraction", "data"), xytext=(0, 2),
+            textcoords="offset points", color=INK, fontsize=7,
+        )  # fmt: skip
+    axes.set_ylim(0.0, 1.1 * max(full or 0.0, *(value for curve in curves for value in curve.values)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _label_ends(figure, axes, curves, x_end=comparison.setting.rounds)
+
+
+def _label_ends(figure: Figure, axes: Axes, curves: Sequence[Curve], *, x_end: float) -> None:
+    """A label right of the end of every line, in the line's colour, none over another."""
+    figure.draw_without_rendering()
+    points_per_pixel = 72.0 / figure.dpi
+    ends = [float(axes.transData.transform((x_end, curve.values[-1]))[1]) * points_per_pixel for curve in curves]
+    for curve, end, place in zip(curves, ends, apart(ends, LINE_GAP_POINTS), strict=True):
+        axes.annotate(
+            curve.label, (x_end, curve.values[-1]), xytext=(6, place - end), textcoords="offset points",
+            color=STYLES[curve.role]["color"], va="center", annotation_clip=False, fontsize=7.5,
+        )  # fmt: skip
+
+
+def _labelled(
+    comparison: Comparison, points: Sequence[tuple[float, float, Row]], ahead: Sequence[tuple[float, float, Row]]
+) -> set[str]:
+    """Names of the arms whose points get a label: ours, those that others follow, and of each kind the best."""
+    best: dict[type, tuple[float, str]] = {}
+    for _, loss, row in points:
+        best[type(row.arm)] = min(best.get(type(row.arm), (loss, row.arm.name)), (loss, row.arm.name))
+    names = {name for _, name in best.values()} | {row.arm.name for _, row in followed(comparison)}
+    ours = {row.arm.name for _, _, row in points if type(row.arm).__name__ == "Swarm"} - {comparison.ours}
+    return names - ours | {row.arm.name for _, _, row in ahead if row.arm.name not in ours}
+
+
+def _label_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, Row]], labelled: set[str]) -> None:
+    """Labels beside points, each where it covers no other label and, if that can be, no point."""
+    figure.draw_without_rendering()
+    dots = [axes.transData.transform((num_bytes, loss)) for num_bytes, loss, _ in points]
+    taken: list[Bbox] = []
+    for num_bytes, loss, row in points:
+        if row.arm.name not in labelled:
+            continue
+        tried: list[tuple[int, int, Any, Bbox]] = []
+        for number, (right, up, ha, va) in enumerate(_CORNERS):
+            label = axes.annotate(
+                short_words(row), (num_bytes, loss), xytext=(right, up), textcoords="offset points", ha=ha, va=va,
+                color=INK, fontsize=7.5, bbox={"facecolor": GROUND, "edgecolor": "none", "alpha": 0.75, "pad": 0.3},
+            )  # fmt: skip
+            box = label.get_window_extent()
+            covered = 100 * box.count_overlaps(taken) + sum(bool(box.contains(x, y)) for x, y in dots)
+            tried.append((covered, number, label, box))
+        best = min(tried, key=lambda one: one[:2])
+        for one in tried:
+            if one is not best:
+                one[2].remove()
+        taken.append(best[3])
+
+
+def _counted(value: float) -> str:
+    """A number of tokens or bytes with a prefix: 250 k."""
+    for factor, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= factor:
+            return f"{value / factor:g}{prefix}"
+    return f"{value:g} "
