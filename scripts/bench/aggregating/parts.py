@@ -21,7 +21,7 @@ NUM_DELTAS = (4, 16, 64)
 RANKS = (4, 16, 64)
 THREADS = (1, 2)
 
-_ARITHMETIC = ("codec", "delta", "gram", "parts", "scaled", "seeded", "state", "weights")
+_ARITHMETIC = ("codec", "delta", "gram", "packing", "parts", "scaled", "seeded", "state", "weights")
 """Modules of the protocol that a merge spends its time in."""
 
 _ALL_BYTES = 1 << 40
