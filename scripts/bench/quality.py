@@ -94,8 +94,8 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def run(options: argparse.Namespace, arms: tuple[Arm, ...], results: Results, *, texts: Path) -> int:
-    """Open base and texts, then plan or run."""
+def source_of(options: argparse.Namespace, *, texts: Path) -> BenchSource:
+    """The base and the texts that the command line names; embedded ones are written into `texts`."""
     lengths = {
         "block_length": options.block_length,
         "valid_blocks": options.valid_blocks,
@@ -107,11 +107,16 @@ def run(options: argparse.Namespace, arms: tuple[Arm, ...], results: Results, *,
     else:
         sources = embedded_sources(texts, **lengths)
     base_dir = resolve_base(options.base)
-    source = BenchSource(
+    return BenchSource(
         base_dir=base_dir,
         base_name=options.base if options.base.startswith(EMBEDDED_PREFIX) else base_dir.name,
         sources=sources,
     )
+
+
+def run(options: argparse.Namespace, arms: tuple[Arm, ...], results: Results, *, texts: Path) -> int:
+    """Open base and texts, then plan or run."""
+    source = source_of(options, texts=texts)
     bench = source.open()
     settings = [
         Setting(

@@ -23,6 +23,7 @@ from learning.arms_adapter import (
     shared_seed,
     truncated,
 )
+from learning.arms_mixed import Mixed
 from learning.arms_swarm import Swarm
 from learning.arms_whole import Alone, LocalSteps, Parallel, Sequential, Sparse
 from learning.bench import Bench, open_bench
@@ -42,6 +43,7 @@ ARMS: tuple[Arm, ...] = (
     FactorAveraging(rank=4, own=True, restart=True),
     FactorAveraging(rank=4, own=False, restart=False),
     LocalSteps(carry=True),
+    Mixed(mode="B", rank=4, lowest_rank=2),
     Parallel(),
     Parallel(linear_only=True),
     ResidualFolding(rank=4),

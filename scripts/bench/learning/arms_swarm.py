@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from fullrank_node.training.contribute import Plan, contribute
+from fullrank_node.training.loop import Schedule
 from fullrank_node.training.lora import MODE_AB, MODE_B
 from fullrank_protocol.codec import CODEC_PACKED, decode
 from fullrank_protocol.delta import Delta, expand
@@ -86,10 +87,11 @@ class Swarm(Arm):
             deltas: list[Delta] = []
             sizes: list[float] = []
             for node in run.nodes:
-                blob, num_tokens = self._contribution(run, node, number, genesis)
+                schedule = run.schedule(number, steps=run.setting.steps, warm=True)
+                blob, num_tokens = self.contribution(run, node, genesis, rank=self.rank, schedule=schedule)
                 seed_of = run.seed_of(node, number // self.period, genesis=genesis)
                 deltas.append(expand(decode(blob, genesis, CODEC_PACKED), seed_of, genesis.modules))
-                entries.append(_entry(node, number, blob, num_tokens))
+                entries.append(entry_of(node, number, blob, num_tokens=num_tokens, staleness=0))
                 sizes.append(float(len(blob)))
             weighed = weigh(entries, gram(deltas, genesis.modules), genesis.rule, trailing)
             trailing.append(weighed.update_norm)
@@ -97,20 +99,22 @@ class Swarm(Arm):
             merged = tuple((delta, weight.value()) for delta, weight in zip(deltas, weighed.weights, strict=True))
             yield AfterRound(models=(weights,), num_bytes=tuple(sizes), roundings=number + 1, merged=merged)
 
-    def _contribution(self, run: "Run", node: "Node", number: int, genesis: Genesis) -> tuple[bytes, int]:
+    def contribution(
+        self, run: "Run", node: "Node", genesis: Genesis, *, rank: int, schedule: Schedule
+    ) -> tuple[bytes, int]:
         """One node's encoded delta, and the tokens that it trained on; the model comes back as it was."""
         home = run.directory / str(node.number)
         home.mkdir(exist_ok=True)
         plan = Plan(
             member=node.member,
-            base_round=number,
-            period=number // self.period,
+            base_round=schedule.round,
+            period=schedule.round // self.period,
             mode=self.mode,
-            rank=self.rank,
+            rank=rank,
             bits_b=self.bits,
             bits_a=self.bits,
             batch_size=run.setting.batch,
-            schedule=run.schedule(number, steps=run.setting.steps, warm=True),
+            schedule=schedule,
             seed=node.order_seed,
             deadline_ms=None,
             stochastic=self.stochastic,
@@ -138,6 +142,7 @@ def applied(weights: Weights, deltas: Sequence[Delta], counts: Sequence[Scaled],
     return after
 
 
-def _entry(node: "Node", number: int, blob: bytes, num_tokens: int) -> Entry:
-    contribution_id = hashlib.sha256(node.member + number.to_bytes(8, "little") + blob).digest()
-    return Entry(contribution_id=contribution_id, member=node.member, num_tokens=num_tokens, staleness=0)
+def entry_of(node: "Node", base_round: int, blob: bytes, *, num_tokens: int, staleness: int) -> Entry:
+    """What the weights rule is told of a contribution."""
+    contribution_id = hashlib.sha256(node.member + base_round.to_bytes(8, "little") + blob).digest()
+    return Entry(contribution_id=contribution_id, member=node.member, num_tokens=num_tokens, staleness=staleness)

@@ -19,6 +19,7 @@ from learning.arms_adapter import (
     Stacking,
     TruncatedMean,
 )
+from learning.arms_mixed import Mixed
 from learning.arms_swarm import Swarm
 from learning.arms_whole import Alone, LocalSteps, Parallel, Sequential, Sparse
 
@@ -27,6 +28,7 @@ KINDS: tuple[type[Arm], ...] = (
     AloneAdapter,
     FactorAveraging,
     LocalSteps,
+    Mixed,
     Parallel,
     ResidualFolding,
     Restarts,
@@ -92,6 +94,25 @@ SWEEP: tuple[Arm, ...] = (
     Swarm(mode=MODE_AB, rank=8, bits=4, period=1),
 )
 """The few that are compared at other numbers of nodes and rounds."""
+
+UNIFORM = replace(OURS, rank=32)
+"""What volunteers of all kinds are measured against."""
+
+_ALIKE = Mixed(mode=MODE_B, rank=32)
+
+VOLUNTEERS: tuple[Arm, ...] = (
+    UNIFORM,
+    OURS,
+    replace(_ALIKE, lowest_rank=2),
+    replace(_ALIKE, missing=0.3),
+    replace(_ALIKE, late=0.5),
+    replace(_ALIKE, late=1.0),
+    replace(_ALIKE, slow_every=4),
+    replace(_ALIKE, lowest_rank=2, missing=0.3, late=0.5, slow_every=4),
+    replace(_ALIKE, lowest_rank=2, missing=0.3, late=1.0, slow_every=4),
+)
+"""The same swarm with volunteers of other ranks, who miss rounds, are late, or slow; they are compared at equal
+accepted tokens, by a command of their own (`mixed.py`)."""
 
 SETS: Mapping[str, tuple[Arm, ...]] = {"standard": STANDARD, "sweep": SWEEP}
 
