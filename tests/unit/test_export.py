@@ -358,6 +358,7 @@ def test_peft_loads_an_adapter_of_the_embeddings_and_of_the_head_that_shares_the
         found = PeftModel.from_pretrained(base, tmp_path / "adapter")(input_ids=tokens).logits
     assert torch.allclose(found, expected, atol=1e-5)
     assert (expected - before).abs().max() > 1e-3
+    assert ("Do not merge it" in (tmp_path / "adapter/README.md").read_text()) == tied
 
 
 def test_peft_loads_an_adapter_of_small_rank_that_is_exact(swarm: Shared, tmp_path: Path) -> None:

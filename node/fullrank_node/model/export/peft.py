@@ -3,7 +3,8 @@
 The sum of many low-rank updates need not be low-rank; where it is, the adapter is exact, and where it is not, it is
 the best of its rank and says how much of the update it lost. The configuration is our own (PEFT's is not stable from
 run to run), the factors carry all scales, so alpha equals the rank and PEFT's scaling is 1. Embeddings are a module
-like any other, but for PEFT's names and its transposed factors; a head that shares their matrix gets the same factors.
+like any other, but for PEFT's names and its transposed factors. A head that shares their matrix gets the same factors,
+which is right as long as the adapter is not merged: PEFT would then add them to the one matrix twice. The card says so.
 """
 
 import json
@@ -36,6 +37,11 @@ from fullrank_protocol.state import canonical_float32
 
 if TYPE_CHECKING:
     from fullrank_protocol.genesis import Genesis
+
+_DO_NOT_MERGE = """
+Do not merge it: the head of this base shares the matrix of its embeddings, and `merge_and_unload` would change that
+matrix twice. The merged model comes with `--format hf`.
+"""
 
 MAX_RANK = 64
 """Largest rank of an exported adapter by default: what common servers of adapters accept."""
@@ -125,12 +131,13 @@ def export_peft(  # noqa: PLR0917  (the same order as `export_hf`)
             )
         report = _report(out_dir, found)
         with disk_errors(partial):
-            _write_adapter(partial, found, rank=report.rank, base_dir=base_dir, genesis=genesis)
+            shares_head = _write_adapter(partial, found, rank=report.rank, base_dir=base_dir, genesis=genesis)
             record = provenance_record(
                 genesis, provenance, manifest, kind="adapter", rank=report.rank, energy_lost=report.energy_lost
             )
             _write_json(partial / PROVENANCE_NAME, record)
-            (partial / "README.md").write_text(_card(genesis, provenance, report), encoding="utf-8")
+            card = _card(genesis, provenance, report, shares_head=shares_head)
+            (partial / "README.md").write_text(card, encoding="utf-8")
         finish_directory(partial, out_dir)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -193,7 +200,8 @@ def _base_name(base_dir: Path, genesis: "Genesis") -> str:
 
 def _write_adapter(
     out_dir: Path, found: Mapping[str, Factors], *, rank: int, base_dir: Path, genesis: "Genesis"
-) -> None:
+) -> bool:
+    """Writes factors and configuration; tells whether a head shares the matrix of adapted embeddings."""
     names = sorted(found)
     embeddings, shared_head = embedding_names(base_dir)
     targets = [name.removesuffix(".weight") for name in names]
@@ -232,6 +240,7 @@ def _write_adapter(
         "use_rslora": False,
     }
     _write_json(out_dir / "adapter_config.json", config)
+    return shared_head is not None and shared_head in targets
 
 
 def _linear(
@@ -244,7 +253,7 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _card(genesis: "Genesis", provenance: Provenance, report: PeftExport) -> str:
+def _card(genesis: "Genesis", provenance: Provenance, report: PeftExport, *, shares_head: bool) -> str:
     if report.exact:
         loss = "It stands for the whole update, but for the rounding of float32 weights after each round."
     else:
@@ -268,6 +277,6 @@ from transformers import AutoModelForCausalLM
 base = AutoModelForCausalLM.from_pretrained("BASE", dtype="float32")
 model = PeftModel.from_pretrained(base, "PATH")
 ```
-
+{_DO_NOT_MERGE if shares_head else ""}
 `{PROVENANCE_NAME}` holds the same facts for programs.
 """
