@@ -239,9 +239,10 @@ class MultiHead:
         assert {layer.scaling[head] for layer in self.layers.values() for head in HEADS} == {1 / N}
 
     def draw(self, period: int) -> None:
-        """Take the heads' A of a period, with an optimiser that knows nothing yet."""
+        """Take the heads' A of a period, with an optimiser that knows the size of each row's gradients at most."""
         import torch
 
+        known = [self.optimizer.state[weight] for weight in self.heads_b] if period else []
         for name, layer in self.layers.items():
             columns = self.genesis.module(name).in_features
             for head in HEADS:
@@ -256,6 +257,10 @@ class MultiHead:
             eps=1e-8 / N,
             weight_decay=0.0,
         )
+        for weight, state in zip(self.heads_b, known, strict=False):
+            second = state["exp_avg_sq"]
+            mean = second.double().mean(dim=1, keepdim=True).expand_as(second).to(second.dtype).clone()
+            self.optimizer.state[weight] = state | {"exp_avg": torch.zeros_like(second), "exp_avg_sq": mean}
 
     def step(self, weights: dict[str, FloatArray], blocks: Blocks) -> dict[str, FloatArray]:
         """One step from these weights and B = 0, the optimiser going on; the weights that it stands for."""

@@ -15,7 +15,7 @@ from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.training import lora
 from fullrank_node.training.contribute import reserve_ms
 from fullrank_node.training.loop import LOWEST_RATE, Deadline, Schedule, block_order
-from fullrank_node.training.optimizer_state import load_state
+from fullrank_node.training.optimizer_state import TrainingState, load_state, state_for, state_key
 from fullrank_node.training.trainer import Trainer
 from fullrank_protocol.codec import decode
 from fullrank_protocol.delta import LowRank, SeedContext, expand, seeded_rows, to_float
@@ -183,9 +183,33 @@ def test_the_next_delta_goes_on_in_the_data_and_in_the_optimiser(bench: Bench) -
     bench.train(round=1)  # The same period of two rounds: A is kept.
     state = load_state(Path(bench.request["state_dir"]))
     assert (state.position, state.num_steps) == (24, 12)
-    bench.train(round=2)  # A new A: its moments start anew, the data does not.
+    bench.train(round=2)  # A new A: the size of the gradients holds for it, too.
     state = load_state(Path(bench.request["state_dir"]))
-    assert (state.position, state.num_steps) == (36, 6)
+    assert (state.position, state.num_steps) == (36, 18)
+
+
+def test_of_another_a_only_the_mean_size_of_the_gradients_is_kept() -> None:
+    """B of a linear layer has its components along the second axis, that of embeddings along the first."""
+    moments = {
+        "B.up": (np.ones((2, 3), np.float32), np.array([[1, 2, 3], [0, 0, 6]], np.float32)),
+        "B.embed": (np.ones((2, 2), np.float32), np.array([[1, 2], [3, 6]], np.float32)),
+    }
+    axes = {"B.up": 1, "B.embed": 0}
+    keys = [
+        state_key(swarm=bytes(32), member=bytes(32), mode="B", rank=rank, period=period)
+        for rank, period in ((3, 4), (3, 5), (2, 4))
+    ]
+    state = TrainingState(
+        key=keys[0], position=5, num_steps=7, moments=moments, residuals={"up": np.ones((2, 3), np.float32)}
+    )
+    assert state_for(state, keys[0], component_axes=axes) is state
+    renewed = state_for(state, keys[1], component_axes=axes)
+    assert (renewed.position, renewed.num_steps, renewed.residuals) == (5, 7, {})
+    assert not any(first.any() for first, _ in renewed.moments.values())
+    assert renewed.moments["B.up"][1].tolist() == [[2, 2, 2], [2, 2, 2]]
+    assert renewed.moments["B.embed"][1].tolist() == [[2, 4], [2, 4]]
+    other = state_for(state, keys[2], component_axes=axes)
+    assert (other.position, other.num_steps, other.moments, other.residuals) == (5, 0, {}, {})
 
 
 def test_a_damaged_state_is_a_fresh_start(bench: Bench) -> None:

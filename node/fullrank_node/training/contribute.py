@@ -17,7 +17,14 @@ from fullrank_node.files import write_atomically
 from fullrank_node.training import lora
 from fullrank_node.training.cache import BlockSource
 from fullrank_node.training.loop import Deadline, Schedule, StepsDone, block_order, run_steps
-from fullrank_node.training.optimizer_state import TrainingState, load_state, read_moments, save_state, state_key
+from fullrank_node.training.optimizer_state import (
+    TrainingState,
+    load_state,
+    read_moments,
+    save_state,
+    state_for,
+    state_key,
+)
 from fullrank_protocol.codec import CODEC_PACKED, encode
 from fullrank_protocol.delta import SeedContext
 from fullrank_protocol.errors import RejectError
@@ -53,7 +60,7 @@ class Plan:
         deadline_ms: Unix milliseconds by which the encoded delta must be written; None for never.
         stochastic: Round up with the probability of the fraction, else to the nearest.
         error_feedback: Add to each delta what rounding took from the last one (mode B, within a period).
-        carry_moments: Whether AdamW's state lives as long as A does.
+        carry_moments: Whether AdamW's state lives as long as A does, and its second moments longer.
     """
 
     member: bytes
@@ -136,11 +143,13 @@ def contribute(
     key = state_key(swarm=genesis.swarm, member=plan.member, mode=plan.mode, rank=plan.rank, period=plan.period)
     state = load_state(state_dir)
     position = state.position_in(cache.summary.fingerprint)
-    if state.key != key or not plan.carry_moments:
-        state = replace(state, moments={}, residuals={}, num_steps=0)
     context = SeedContext(swarm=genesis.swarm, member=plan.member, period=plan.period)
     left_ms = plan.deadline_ms - time.time() * 1000 if plan.deadline_ms is not None else 0.0
     adapter = lora.attach(model, genesis, rank=plan.rank, mode=plan.mode, context=context)
+    if plan.carry_moments:
+        state = state_for(state, key, component_axes=adapter.component_axes())
+    else:
+        state = replace(state, moments={}, residuals={}, num_steps=0)
     try:
         steps = run_steps(
             adapter,

@@ -115,6 +115,10 @@ class Adapter:
             return dict.fromkeys(self.named_parameters(), 1.0)
         return {f"B.{name}": math.sqrt(REFERENCE_RANK / module.rank) for name, module in self.modules.items()}
 
+    def component_axes(self) -> dict[str, int]:
+        """The axis of each B along which its components lie, by parameter name."""
+        return {f"B.{name}": 0 if module.transposed else 1 for name, module in self.modules.items()}
+
     def factors(self) -> dict[str, Factors]:
         """Copies of the trained factors as float32."""
         return {

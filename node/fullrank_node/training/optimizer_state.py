@@ -1,13 +1,14 @@
 """What training remembers between two contributions: AdamW's state, rounding residuals, place in the data.
 
-AdamW's moments and the residuals belong to one A, so they are carried over only within a period, for the
-same swarm, member, mode and rank (ALGORITHM.md, step 3). The place in the data outlives periods. All of it
-is one file, replaced when a delta is finished: a node killed in between repeats that delta and no more.
+AdamW's moments and the residuals belong to one A, for one swarm, member, mode and rank (ALGORITHM.md, step 3). Of
+what they say about it, only the size of the gradients holds for the next A, too: second moments go on from their
+mean over components. The place in the data outlives even that. All of it is one file, replaced when a delta is
+finished: a node killed in between repeats that delta and no more.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -53,8 +54,38 @@ class TrainingState:
 
 
 def state_key(*, swarm: bytes, member: bytes, mode: str, rank: int, period: int) -> str:
-    """Names one A: moments and residuals of another one are of no use."""
+    """Names one A: moments and residuals of another one are of no use as they are."""
     return f"{swarm.hex()}:{member.hex()}:{mode}:{rank}:{period}"
+
+
+def state_for(state: TrainingState, key: str, *, component_axes: Mapping[str, int]) -> TrainingState:
+    """What of a state helps to go on with the A that `key` names.
+
+    All of it, where it is the same A. Where only the period is another, rows of the new A are drawn as those of the old
+    one were, so every component of B has gradients of the same size in the mean: second moments become their mean over
+    components, and the step count goes on. Without that, AdamW would have to learn them anew, and most of what a
+    period can learn would be lost (protocol/decisions/0015). First moments and residuals point somewhere else.
+
+    Args:
+        state: As saved.
+        key: See `state_key`.
+        component_axes: The axis along which the components of each parameter's B lie, by parameter name.
+    """
+    if state.key == key:
+        return state
+    if state.key.rpartition(":")[0] != key.rpartition(":")[0] or not state.moments.keys() <= component_axes.keys():
+        return replace(state, moments={}, residuals={}, num_steps=0)
+    moments = {
+        name: (np.zeros_like(first), _mean_over(second, component_axes[name]))
+        for name, (first, second) in state.moments.items()
+    }
+    return replace(state, moments=moments, residuals={})
+
+
+def _mean_over(values: Float32Array, axis: int) -> Float32Array:
+    mean = np.broadcast_to(values.mean(axis=axis, keepdims=True, dtype=np.float64), values.shape)
+    found: Float32Array = np.array(mean, dtype=np.float32)
+    return found
 
 
 def load_state(directory: Path) -> TrainingState:
