@@ -20,7 +20,7 @@ def default_timing(*, slot_window_ms: int = 300_000) -> wire.Timing:
 
 
 def default_training() -> wire.Training:
-    """Mode B at rank 64 with 2-bit integers, A kept for six rounds: what learned best for its bytes."""
+    """Mode B at rank 64 with 2-bit integers, A kept for fifteen rounds: what learned best for its bytes."""
     return wire.Training(
         mode=wire.MODE_B,
         rank=64,
@@ -31,7 +31,7 @@ def default_training() -> wire.Training:
         max_steps=200,
         batch_size=4,
         block_length=512,
-        period_rounds=6,
+        period_rounds=15,
         total_rounds=0,
     )
 

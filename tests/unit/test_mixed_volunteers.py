@@ -62,7 +62,7 @@ def test_a_line_names_its_volunteers(bench: Bench) -> None:
         trial = Trial(setting=setting_of(bench), arm=arm, rate=1e-2, seed=1, purpose=TEST)
         assert trial_from_json(json.loads(json.dumps(trial.to_json()))) == trial
     assert len({arm.name for arm in VOLUNTEERS}) == len(VOLUNTEERS)
-    assert EVERYTHING.name == "ours-B-r4-2bit-k6-from2-missing0.3-late0.5-slow4"
+    assert EVERYTHING.name == "ours-B-r4-2bit-k15-from2-missing0.3-late0.5-slow4"
 
 
 def test_nodes_take_turns_in_the_ranks(bench: Bench, tmp_path: Path) -> None:

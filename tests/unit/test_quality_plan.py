@@ -248,7 +248,7 @@ def command(tiny_base: Path, sentences: list[str], tmp_path: Path) -> list[str]:
     return [
         *("--base", str(tiny_base), "--data", str(rows), "--results", str(tmp_path / "r.jsonl"), "--split", "iid"),
         *("--nodes", "2", "--rounds", "1", "--steps", "1", "--batch", "2", "--block-length", "32", "--seeds", "2"),
-        *("--rates", "0.01", "--arms", "parallel", "ours-B-r8-2bit-k6", "--ours", "ours-B-r8-2bit-k6"),
+        *("--rates", "0.01", "--arms", "parallel", "ours-B-r8-2bit-k15", "--ours", "ours-B-r8-2bit-k15"),
         *("--valid-blocks", "2", "--test-blocks", "4"),
     ]
 

@@ -51,7 +51,7 @@ class Swarm(Arm):
     mode: str
     rank: int
     bits: int = 2
-    period: int = 6
+    period: int = 15
     carry: bool = True
     feedback: bool = True
     stochastic: bool = False
