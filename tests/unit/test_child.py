@@ -38,7 +38,7 @@ def count(params, progress):
     return {"steps": params["of"]}
 
 def die(params, progress):
-    print("no memory left", file=sys.stderr, flush=True)
+    print("no memory left")
     os.kill(os.getpid(), signal.SIGKILL)
 
 def wait(params, progress):
@@ -76,7 +76,8 @@ if __name__ == "__main__":
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "child_for_tests.py").write_text(CHILD)
-    return {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
 
 
 @pytest.fixture
