@@ -19,7 +19,7 @@ REACHES = tuple(1.09**k for k in range(20))
 pays even for a long tail in two bits."""
 
 FITTED_ROWS = 4096
-"""Rows on which a scale is fitted, at most: the error of an estimate from so many is below a hundredth."""
+"""Rows on which a scale is fitted, at most: twenty passes over a tall matrix would take longer than its rounding."""
 
 
 def quantize_low_rank(
@@ -209,6 +209,7 @@ def _closest(unit_OR: FloatArray, reach_SR: FloatArray, bits: int) -> npt.NDArra
 
 
 def _best(tried_SR: FloatArray, chosen_R: npt.NDArray[np.int64]) -> FloatArray:
+    """Of each column, the value with the number chosen for it."""
     best: FloatArray = np.take_along_axis(tried_SR, chosen_R[np.newaxis], axis=0)[0]
     return best
 

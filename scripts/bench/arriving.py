@@ -19,7 +19,6 @@ import json
 import logging
 import math
 import os
-import platform
 import shutil
 import sqlite3
 import statistics
@@ -30,7 +29,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +39,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from live_swarm import LiveNode, LiveSwarm, wait_until  # noqa: E402 - after the path is set.
 from loop_swarm import Hub, MemoryNetwork, SetClock, some_delta  # noqa: E402
+from measured_on import facts  # noqa: E402
 
 from fullrank_node import founding  # noqa: E402
 from fullrank_node.child import ChildProcess  # noqa: E402
@@ -445,13 +444,9 @@ def main() -> int:
         lines = measure(live, kept, pairs=options.pairs)
     report = {
         "machine": {
-            "machine": platform.platform(),
-            "cores": os.cpu_count(),
+            **facts(*PACKAGES),
             "load_before": round(load_before, 1),
             "load_after": round(os.getloadavg()[0], 1),
-            "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
-            "date": time.strftime("%Y-%m-%d"),
         },
         "run": {
             "base": "embedded:demo",

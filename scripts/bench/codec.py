@@ -15,13 +15,11 @@ entropy allows for, or takes more memory than the genesis allows.
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,9 @@ import zstandard
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "protocol"))
 
-from fullrank_protocol import codec  # noqa: E402 - after the path is set.
+from measured_on import facts  # noqa: E402 - after the path is set.
+
+from fullrank_protocol import codec  # noqa: E402
 from fullrank_protocol.codec import CODEC_PACKED, decode, encode  # noqa: E402
 from fullrank_protocol.delta import KIND_LINEAR, Delta, LowRank, quantize_low_rank, validate  # noqa: E402
 from fullrank_protocol.genesis import Limits, Module, ModuleKind  # noqa: E402
@@ -381,14 +381,10 @@ def main() -> int:
     ]
     report = {
         "machine": {
-            "machine": platform.platform(),
-            "cores": os.cpu_count(),
+            **facts(*PACKAGES),
+            "zstd": ".".join(map(str, zstandard.ZSTD_VERSION)),
             "load_before": round(load_before, 1),
             "load_after": round(os.getloadavg()[0], 1),
-            "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
-            "zstd": ".".join(map(str, zstandard.ZSTD_VERSION)),
-            "date": time.strftime("%Y-%m-%d"),
         },
         "seed": SEED,
         "limit_mb_per_s": LIMIT_MB_S,

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from live_swarm import FULLRANK, LiveNode, LiveSwarm, wait_for_certifiers, wait_until  # noqa: E402
+from measured_on import facts  # noqa: E402
 
 MAX_STEPS = 200
 """The protocol's default: training fills the slot."""
@@ -64,14 +63,9 @@ def main() -> int:
         figures = measure(live, window_s=options.window, seconds=options.seconds)
     report = {
         "machine": {
-            "machine": platform.platform(),
-            "processor": _processor(),
-            "cores": os.cpu_count(),
+            **facts(*PACKAGES),
             "load_before": round(load_before, 1),
             "load_after": round(os.getloadavg()[0], 1),
-            "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
-            "date": time.strftime("%Y-%m-%d"),
         },
         "run": {"nodes": 3, "window_s": options.window, "seconds": options.seconds, "threads_of_each_node": 1},
         "figures": {figure.name: {"value": round(figure.value, 3), "unit": figure.unit} for figure in figures},
@@ -228,14 +222,6 @@ def say(text: str) -> None:
 def _cpu_s(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

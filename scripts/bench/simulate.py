@@ -15,7 +15,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import platform
 import signal
 import statistics
 import sys
@@ -29,7 +28,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "node"), str(ROOT / "protocol")]
 
-from simulation.faults import Plan, draw_plan, has_hostile  # noqa: E402 - after the path is set.
+from measured_on import facts  # noqa: E402 - after the path is set.
+from simulation.faults import Plan, draw_plan, has_hostile  # noqa: E402
 from simulation.hostile import HostileNode  # noqa: E402
 from simulation.scenario import MAX_AGREEMENT_SLOTS, MAX_RECOVERY_SLOTS, replay_command, run, tell  # noqa: E402
 
@@ -207,12 +207,7 @@ def summary(lines: Sequence[dict[str, Any]], *, num_planned: int) -> dict[str, A
     for line in lines:
         groups[line["size"], line["hostile"] > 0].append(line)
     return {
-        "machine": {
-            "machine": platform.platform(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "date": time.strftime("%Y-%m-%d"),
-        },
+        "machine": facts(),
         "code": CODE,
         "planned": num_planned,
         "bounds": {"agreement_slots": MAX_AGREEMENT_SLOTS, "recovery_slots": MAX_RECOVERY_SLOTS},

@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import platform
 import random
 import signal
 import statistics
@@ -37,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts/bench")]
 
 from live_swarm import DEADLINE_S, LiveNode, LiveSwarm, wait_for_certifiers, wait_until  # noqa: E402
+from measured_on import facts  # noqa: E402
 from soak_report import (  # noqa: E402
     ROLES,
     Finality,
@@ -442,12 +442,7 @@ def _report(soak: Soak, options: argparse.Namespace) -> dict[str, Any]:
     accused += [f"logged as an error {count} times: {line}" for line, count in figures["errors_logged"].items()]
     accused += grown_too_much(figures["growth"], most=options.max_growth)
     return {
-        "machine": {
-            "machine": platform.platform(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "date": time.strftime("%Y-%m-%d"),
-        },
+        "machine": facts(),
         "run": {
             "nodes": options.nodes,
             "minutes": options.minutes,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from simulation.invariants import Checker
 from simulation.node import SimulatedNode, key_of
+from swarms import small_training
 
 from fullrank_protocol import genesis_defaults
 from fullrank_protocol.codec import CODEC_PACKED
@@ -43,18 +44,7 @@ def make_genesis(*, founders: int, window_ms: int = WINDOW_MS, stall_slots: int 
         max_rank=16,
         codecs=[CODEC_PACKED],
         timing=wire.Timing(slot_window_ms=window_ms, grace_ms=window_ms // 10, stall_slots=stall_slots),
-        training=wire.Training(
-            mode=wire.MODE_B,
-            rank=16,
-            bits_b=4,
-            bits_a=4,
-            learning_rate_nano=2_000_000,
-            warmup_steps=5,
-            max_steps=200,
-            batch_size=4,
-            block_length=512,
-            period_rounds=5,
-        ),
+        training=small_training(),
         rule=genesis_defaults.default_rule(),
         limits=genesis_defaults.default_limits(),
         membership=wire.MembershipPolicy(

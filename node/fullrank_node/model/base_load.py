@@ -164,24 +164,26 @@ def adaptable_modules(model: Any) -> list[wire.Module]:
     ]
 
 
-def embedding_names(path: Path) -> tuple[str, str | None]:
-    """Parameter name of a base's input embeddings, and the name of the head layer that shares their matrix.
-
-    Reads the configuration alone, no weights.
+def embedding_layers(model: Any) -> tuple[str, str | None]:
+    """Names of a language model's input embeddings, and of the head layer that shares their matrix.
 
     Returns:
-        The second is None where the head has a matrix of its own.
+        The second is None where the head has a matrix of its own, or there is no head.
     """
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    names = {id(layer): name for name, layer in model.named_modules()}
+    shared = head is not None and head.weight is embeddings.weight
+    return names[id(embeddings)], names[id(head)] if shared else None
+
+
+def embedding_layers_of_base(path: Path) -> tuple[str, str | None]:
+    """`embedding_layers` of a base directory; reads its configuration alone, no weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    names = {id(layer): name for name, layer in model.named_modules()}
-    shared = head is not None and head.weight is embeddings.weight
-    return f"{names[id(embeddings)]}.weight", names[id(head)] if shared else None
+        return embedding_layers(AutoModelForCausalLM.from_config(config))
 
 
 def import_masters(model: Any, genesis: HasModules, masters: "MasterStore") -> dict[str, str]:

@@ -146,11 +146,11 @@ def contribute(
     context = SeedContext(swarm=genesis.swarm, member=plan.member, period=plan.period)
     left_ms = plan.deadline_ms - time.time() * 1000 if plan.deadline_ms is not None else 0.0
     adapter = lora.attach(model, genesis, rank=plan.rank, mode=plan.mode, context=context)
-    if plan.carry_moments:
-        state = state_for(state, key, component_axes=adapter.component_axes())
-    else:
-        state = replace(state, moments={}, residuals={}, num_steps=0)
     try:
+        if plan.carry_moments:
+            state = state_for(state, key, component_axes=adapter.component_axes())
+        else:
+            state = replace(state, moments={}, residuals={}, num_steps=0)
         steps = run_steps(
             adapter,
             lambda rows: cache.read("train", rows),

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ADAM_BETAS = (0.9, 0.999)
-"""The second moment lives as long as A does: where it forgets within a round (0.95), the swarm learns less, and even
-synchronous training does (protocol/decisions/0015)."""
+"""The second moment is carried from round to round: where it forgets within one (0.95), the swarm learns less, and
+even synchronous training does (protocol/decisions/0015)."""
 
 MAX_GRADIENT_NORM = 1.0
 """ALGORITHM.md, step 3."""

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fullrank_node.errors import ExitCode, NodeError
+from fullrank_node.model.base_load import embedding_layers
 from fullrank_protocol.delta import KIND_LINEAR, Delta, LowRank, SeedContext, quantize_low_rank, seeded_rows
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def attach(model: Any, genesis: "Genesis", *, rank: int, mode: str, context: See
     import torch
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
+    from transformers import PreTrainedModel
 
     if mode not in {MODE_B, MODE_AB}:
         raise NodeError(f"found training mode {mode!r}, required B or AB", exit_code=ExitCode.CONFIG)
@@ -158,8 +160,8 @@ def attach(model: Any, genesis: "Genesis", *, rank: int, mode: str, context: See
             exit_code=ExitCode.CONFIG,
         )
     modules = {module.name.removesuffix(".weight"): module for module in genesis.modules if module.kind == KIND_LINEAR}
-    # Both are found before PEFT puts a layer of its own in the place of the embeddings.
-    embeddings, head = _embeddings(model)
+    # Asked before PEFT puts a layer of its own in the place of the embeddings.
+    embeddings, shared_head = embedding_layers(model) if isinstance(model, PreTrainedModel) else ("", None)
     ranks = {
         target: min(
             rank * EMBEDDING_RANKS if target == embeddings and mode == MODE_B else rank,
@@ -201,21 +203,10 @@ def attach(model: Any, genesis: "Genesis", *, rank: int, mode: str, context: See
             one.A.requires_grad_(mode == MODE_AB)
             one.B.zero_()
     hooks = []
-    if head is not None and embeddings in modules:
+    if shared_head is not None and embeddings in modules:
+        head = wrapped.base_model.model.get_submodule(shared_head)
         hooks.append(head.register_forward_hook(_change_of_head(trained[modules[embeddings].name])))
     return Adapter(model=wrapped, modules=trained, mode=mode, hooks=hooks)
-
-
-def _embeddings(model: Any) -> tuple[str, Any]:
-    """Name of the input embeddings in a language model, and the head if it shares their matrix."""
-    from transformers import PreTrainedModel
-
-    if not isinstance(model, PreTrainedModel):
-        return "", None
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    name = next(name for name, layer in model.named_modules() if layer is embeddings)
-    shared = head is not None and head.weight is embeddings.weight
-    return name, head if shared else None
 
 
 def _trained(layer: Any) -> Trained:

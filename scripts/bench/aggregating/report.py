@@ -1,14 +1,11 @@
 """What the pairs say, as JSON and as tables for people."""
 
-import os
-import platform
 import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measured_on import facts
 
 from aggregating.parts import CODE, Part
 from aggregating.setting import SHAPES
@@ -83,16 +80,7 @@ def machine() -> dict[str, Any]:
     """Where and with what it was measured."""
     config: Any = np.show_config(mode="dicts")
     blas = config["Build Dependencies"]["blas"]
-    models = [line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if "model name" in line]
-    return {
-        "machine": platform.platform(),
-        "processor": models[0].partition(":")[2].strip() if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "blas": f"{blas['name']} {blas['version']}",
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    return {**facts("numpy"), "blas": f"{blas['name']} {blas['version']}"}
 
 
 HEAD = (

@@ -4,7 +4,6 @@ A line has three parts: `trial`, which decides everything; `result`, which follo
 it took on the machine named there.
 """
 
-import contextlib
 import math
 import os
 import platform
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measured_on import processor
 
 from fullrank_node.errors import NodeError
 from fullrank_node.training.blocks import Blocks
@@ -74,13 +74,8 @@ def trial_from_json(value: Mapping[str, Any]) -> Trial:
 @cache
 def machine() -> Mapping[str, str]:
     """Where a line was made, in a few words."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
     return {
-        "machine": f"{name}, {os.cpu_count()} cores, {platform.system()}",
+        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": f"Python {platform.python_version()}, torch {version('torch')}, transformers "
         f"{version('transformers')}, peft {version('peft')}, numpy {version('numpy')}",
     }

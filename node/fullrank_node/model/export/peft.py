@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from fullrank_node.errors import NodeError
 from fullrank_node.files import disk_errors
-from fullrank_node.model.base_load import embedding_names
+from fullrank_node.model.base_load import embedding_layers_of_base
 from fullrank_node.model.export.factors import STACK_TOLERANCE, Factors, factorise, pad, stack
 from fullrank_node.model.export.hf import Masters, base_views, finish_directory, start_directory
 from fullrank_node.model.export.provenance import (
@@ -203,11 +203,11 @@ def _write_adapter(
 ) -> bool:
     """Writes factors and configuration; tells whether a head shares the matrix of adapted embeddings."""
     names = sorted(found)
-    embeddings, shared_head = embedding_names(base_dir)
+    embeddings, shared_head = embedding_layers_of_base(base_dir)
     targets = [name.removesuffix(".weight") for name in names]
     tensors: dict[str, npt.NDArray[np.float32]] = {}
-    for name, target, (B_OR, A_RI) in zip(names, targets, pad([found[name] for name in names], rank), strict=True):
-        if name != embeddings:
+    for target, (B_OR, A_RI) in zip(targets, pad([found[name] for name in names], rank), strict=True):
+        if target != embeddings:
             tensors |= _linear(target, B_OR, A_RI)
             continue
         tensors[f"base_model.model.{target}.lora_embedding_A"] = np.ascontiguousarray(B_OR.T)
