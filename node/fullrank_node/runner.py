@@ -460,7 +460,10 @@ class Runner:
                 action.base.checkpoint,
                 self.state,
                 lambda manifest: trainer.train(
-                    manifest=manifest, base_round=action.base_round, deadline_ms=action.deadline_ms
+                    manifest=manifest,
+                    base_round=action.base_round,
+                    num_averaged=action.num_averaged,
+                    deadline_ms=action.deadline_ms,
                 ),
             )
             self.submit(self._contribution(action, delta))

@@ -227,7 +227,15 @@ def train(state: RoundState, now_ms: int) -> Iterator[Action]:
     if deadline - now_ms < window // MIN_TRAINING_SHARE or not _may_contribute(state, head, slot=slot):
         return
     state.training = head.here
-    yield Train(base=head.here, base_round=head.round, deadline_ms=deadline)
+    yield Train(base=head.here, base_round=head.round, num_averaged=_num_merged_last(state, head), deadline_ms=deadline)
+
+
+def _num_merged_last(state: RoundState, head: ChainState) -> int:
+    """Contributions of the newest round on this chain; before the first one, as many as there are founders."""
+    newest = state.tree.nodes.get(head.last_normal.checkpoint)
+    if newest is None or newest.checkpoint is None:
+        return len(state.genesis.membership.founders)
+    return len(newest.checkpoint.accepted)
 
 
 def _has_contributed(state: RoundState, head: ChainState) -> bool:

@@ -285,10 +285,15 @@ class Finalised:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Train:
-    """Train on the head until the deadline and contribute; answer with `TrainingEnded`."""
+    """Train on the head until the deadline and contribute; answer with `TrainingEnded`.
+
+    Attributes:
+        num_averaged: How many contributions the next merge can be expected to average.
+    """
 
     base: Mark
     base_round: int
+    num_averaged: int
     deadline_ms: int
 
 

@@ -756,6 +756,21 @@ def test_training_begins_on_the_head_and_ends_a_tenth_of_a_window_before_the_slo
     assert train.deadline_ms == tale.swarm.genesis.slot_end_ms(3) - 100
 
 
+def test_a_node_that_trains_is_told_how_many_contributions_the_next_merge_can_be_expected_to_average() -> None:
+    """As many as the last one did, whatever empty checkpoints came since; before the first one, a founder's each."""
+    tale = story("ada", "bob", policy=wire.OPEN)
+    assert only(Train, trainer(tale, "zoe").at(1)).num_averaged == 2
+    one = tale.round_of(tale.genesis, slot=1, accepted=[tale.contribution("bob")])
+    empty = tale.grow(one, slot=2, by="bob")
+    for chain in ([one], [one, empty]):
+        machine = trainer(tale, "zoe")
+        machine.state.trains = False
+        machine.at(3)
+        for checkpoint in chain:
+            machine.receive(checkpoint)
+        assert only(Train, machine.feed(TrainingAllowed(allowed=True))).num_averaged == 1
+
+
 def test_training_waits_for_the_next_slot_when_less_than_a_quarter_of_a_window_is_left() -> None:
     tale = story("ada", "bob")
     assert some(Train, trainer(tale).at(3, 650))

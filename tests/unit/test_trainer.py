@@ -15,7 +15,7 @@ from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.training import lora
 from fullrank_node.training.contribute import reserve_ms
 from fullrank_node.training.loop import LOWEST_RATE, Deadline, Schedule, block_order
-from fullrank_node.training.optimizer_state import TrainingState, load_state, state_for, state_key
+from fullrank_node.training.optimizer_state import TrainingState, load_state, save_state, state_for, state_key
 from fullrank_node.training.trainer import Trainer
 from fullrank_protocol.codec import decode
 from fullrank_protocol.delta import LowRank, SeedContext, expand, seeded_rows, to_float
@@ -186,6 +186,24 @@ def test_the_next_delta_goes_on_in_the_data_and_in_the_optimiser(bench: Bench) -
     bench.train(round=2)  # A new A: the size of the gradients holds for it, too.
     state = load_state(Path(bench.request["state_dir"]))
     assert (state.position, state.num_steps) == (36, 18)
+
+
+def test_a_node_whose_deltas_are_averaged_with_others_trains_by_the_variance_of_their_mean(bench: Bench) -> None:
+    alone = bench.delta(state_dir=str(bench.directory / "alone"))
+    assert load_state(bench.directory / "alone").means == {}
+    averaged = bench.delta(num_averaged=4)
+    assert averaged != alone
+    state = load_state(Path(bench.request["state_dir"]))
+    assert (len(state.means), state.num_mean_steps, state.num_steps) == (15, 6, 6)
+    save_state(bench.directory / "forgetful", replace(state, means={}, num_mean_steps=0))
+    second = bench.delta(round=1, num_averaged=4)
+    assert second != bench.delta(round=1, num_averaged=4, state_dir=str(bench.directory / "forgetful"))
+    assert load_state(Path(bench.request["state_dir"])).num_mean_steps == 12
+    bench.train(round=2, num_averaged=4)  # A new A has gradients with another mean.
+    state = load_state(Path(bench.request["state_dir"]))
+    assert (state.num_mean_steps, state.num_steps) == (6, 18)
+    bench.train(round=3, num_averaged=1)
+    assert load_state(Path(bench.request["state_dir"])).means == {}
 
 
 def test_of_another_a_only_the_mean_size_of_the_gradients_is_kept() -> None:

@@ -16,10 +16,12 @@ from fullrank_node.errors import ExitCode, NodeError
 from fullrank_node.files import write_atomically
 from fullrank_node.training import lora
 from fullrank_node.training.cache import BlockSource
-from fullrank_node.training.loop import Deadline, Schedule, StepsDone, block_order, run_steps
+from fullrank_node.training.loop import ADAM_BETAS, Deadline, Schedule, StepsDone, block_order, run_steps
 from fullrank_node.training.optimizer_state import (
     TrainingState,
+    forgotten,
     load_state,
+    read_means,
     read_moments,
     save_state,
     state_for,
@@ -61,6 +63,8 @@ class Plan:
         stochastic: Round up with the probability of the fraction, else to the nearest.
         error_feedback: Add to each delta what rounding took from the last one (mode B, within a period).
         carry_moments: Whether AdamW's state lives as long as A does, and its second moments longer.
+        betas: AdamW's decays of first and second moments.
+        num_averaged: Contributions that this one is expected to be averaged with, itself included.
     """
 
     member: bytes
@@ -77,6 +81,8 @@ class Plan:
     stochastic: bool
     error_feedback: bool
     carry_moments: bool
+    betas: tuple[float, float]
+    num_averaged: int
 
     @classmethod
     def of(cls, request: Mapping[str, Any], genesis: Genesis) -> "Plan":
@@ -108,6 +114,8 @@ class Plan:
             stochastic=bool(stated.get("stochastic", False)),
             error_feedback=bool(stated.get("error_feedback", True)),
             carry_moments=bool(stated.get("carry_moments", True)),
+            betas=ADAM_BETAS,
+            num_averaged=int(stated.get("num_averaged", 1)),
         )
 
 
@@ -150,7 +158,7 @@ def contribute(
         if plan.carry_moments:
             state = state_for(state, key, component_axes=adapter.component_axes())
         else:
-            state = replace(state, moments={}, residuals={}, num_steps=0)
+            state = forgotten(state)
         steps = run_steps(
             adapter,
             lambda rows: cache.read("train", rows),
@@ -159,12 +167,15 @@ def contribute(
             schedule=plan.schedule,
             deadline=Deadline(at_ms=plan.deadline_ms, reserve_ms=reserve_ms(encoding_ms=encoding_ms, left_ms=left_ms)),
             state=state,
+            num_averaged=plan.num_averaged,
+            betas=plan.betas,
             progress=progress,
         )
         started_s = time.monotonic()
         factors = adapter.factors()
         parameters = adapter.named_parameters()
         moments = read_moments(steps.optimizer, parameters) if plan.mode == lora.MODE_B else {}
+        means = read_means(steps.optimizer, parameters) if plan.mode == lora.MODE_B else {}
     finally:
         adapter.detach()
     blob, rank, residuals = _encoded(factors, genesis, plan, state)
@@ -178,6 +189,8 @@ def contribute(
             position=position + steps.num_steps * plan.batch_size,
             num_steps=state.num_steps + steps.num_steps,
             moments=moments,
+            means=means,
+            num_mean_steps=state.num_mean_steps + steps.num_steps if means else 0,
             residuals=residuals,
         ),
     )

@@ -175,8 +175,10 @@ class TrainerDriver:
                 first["reason"],
             )
 
-    async def train(self, *, manifest: Mapping[str, str], base_round: int, deadline_ms: int) -> TrainedDelta:
-        """Train one delta on the weights of `manifest`, ready before the deadline.
+    async def train(
+        self, *, manifest: Mapping[str, str], base_round: int, num_averaged: int, deadline_ms: int
+    ) -> TrainedDelta:
+        """Train one delta on the weights of `manifest`, to be averaged with others, ready before the deadline.
 
         Raises:
             NodeError: Training failed; a cancelled call kills the trainer.
@@ -193,7 +195,13 @@ class TrainerDriver:
             try:
                 reply = await self._call(
                     "train",
-                    self._train_request(manifest, base_round=base_round, deadline_ms=deadline_ms, out_path=out_path),
+                    self._train_request(
+                        manifest,
+                        base_round=base_round,
+                        num_averaged=num_averaged,
+                        deadline_ms=deadline_ms,
+                        out_path=out_path,
+                    ),
                     timeout_s=left_s + OVERRUN_S,
                 )
             finally:
@@ -244,7 +252,7 @@ class TrainerDriver:
             self._num_preparing -= 1
 
     def _train_request(
-        self, manifest: Mapping[str, str], *, base_round: int, deadline_ms: int, out_path: Path
+        self, manifest: Mapping[str, str], *, base_round: int, num_averaged: int, deadline_ms: int, out_path: Path
     ) -> dict[str, Any]:
         train = self._config.train
         return {
@@ -256,6 +264,7 @@ class TrainerDriver:
             "data_cache": str(self._cache_path),
             "state_dir": str(self._home.work_dir / "training"),
             "out_path": str(out_path),
+            "num_averaged": num_averaged,
             "deadline_ms": deadline_ms,
             "mode": train.mode.upper() if train.mode is not None else None,
             "rank": train.rank,

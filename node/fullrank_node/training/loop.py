@@ -142,12 +142,14 @@ def run_steps(
     schedule: Schedule,
     deadline: Deadline,
     state: TrainingState,
+    num_averaged: int = 1,
+    betas: tuple[float, float] = ADAM_BETAS,
     progress: Callable[..., None],
 ) -> StepsDone:
     """Train an adapter, or whatever learns, until its steps are done or the deadline is near.
 
     Each step takes `batch_size` block numbers of `order` and has them `read`. AdamW starts from the moments
-    of `state`, where they fit the parameters.
+    of `state`, where they fit the parameters; `num_averaged` contributions are expected to be averaged.
 
     Raises:
         NodeError: When the loss is not finite, memory does not suffice for a single block, or there is no
@@ -156,7 +158,7 @@ def run_steps(
     import torch
 
     parameters = learner.named_parameters()
-    optimizer = torch.optim.AdamW(_groups(learner), lr=schedule.peak, betas=ADAM_BETAS, weight_decay=0.0)
+    optimizer = _optimizer(learner, rate=schedule.peak, betas=betas, num_averaged=num_averaged)
     restore_moments(optimizer, parameters, state)
     learner.model.train()
     losses: list[float] = []
@@ -200,6 +202,18 @@ def run_steps(
         micro_batch=micro_batch,
         optimizer=optimizer,
     )
+
+
+def _optimizer(
+    learner: Learner, *, rate: float, betas: tuple[float, float], num_averaged: int
+) -> "torch.optim.Optimizer":
+    import torch
+
+    from fullrank_node.training.optimizer import AveragedAdamW
+
+    if num_averaged > 1:
+        return AveragedAdamW(_groups(learner), lr=rate, betas=betas, num_averaged=num_averaged)
+    return torch.optim.AdamW(_groups(learner), lr=rate, betas=betas, weight_decay=0.0)
 
 
 def _groups(learner: Learner) -> list[dict[str, Any]]:

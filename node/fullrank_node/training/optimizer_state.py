@@ -22,7 +22,7 @@ from fullrank_node.files import write_atomically
 if TYPE_CHECKING:
     import torch
 
-_VERSION = "fullrank-training-1"
+_VERSION = "fullrank-training-2"
 _FILE_NAME = "training.safetensors"
 
 Float32Array = npt.NDArray[np.float32]
@@ -38,6 +38,8 @@ class TrainingState:
         position: Blocks consumed so far, over all passes.
         num_steps: AdamW's step count, for its bias correction.
         moments: First and second moments by parameter name.
+        means: Slow means of the gradients by parameter name; empty where the optimiser kept none.
+        num_mean_steps: Steps that they have seen.
         residuals: What rounding has taken from each B so far, by module name.
     """
 
@@ -46,6 +48,8 @@ class TrainingState:
     position: int = 0
     num_steps: int = 0
     moments: Mapping[str, tuple[Float32Array, Float32Array]] = field(default_factory=dict)
+    means: Mapping[str, Float32Array] = field(default_factory=dict)
+    num_mean_steps: int = 0
     residuals: Mapping[str, Float32Array] = field(default_factory=dict)
 
     def position_in(self, data: str) -> int:
@@ -64,7 +68,7 @@ def state_for(state: TrainingState, key: str, *, component_axes: Mapping[str, in
     All of it, where it is the same A. Where only the period is another, rows of the new A are drawn as those of the old
     one were, so every component of B has gradients of the same size in the mean: second moments become their mean over
     components, and the step count goes on. Without that, AdamW would have to learn them anew, and most of what a
-    period can learn would be lost (protocol/decisions/0015). First moments and residuals point somewhere else.
+    period can learn would be lost (protocol/decisions/0015). First moments, means and residuals point somewhere else.
 
     Args:
         state: As saved.
@@ -74,12 +78,17 @@ def state_for(state: TrainingState, key: str, *, component_axes: Mapping[str, in
     if state.key == key:
         return state
     if state.key.rpartition(":")[0] != key.rpartition(":")[0] or not state.moments.keys() <= component_axes.keys():
-        return replace(state, moments={}, residuals={}, num_steps=0)
+        return forgotten(state)
     moments = {
         name: (np.zeros_like(first), _mean_over(second, component_axes[name]))
         for name, (first, second) in state.moments.items()
     }
-    return replace(state, moments=moments, residuals={})
+    return replace(state, moments=moments, means={}, num_mean_steps=0, residuals={})
+
+
+def forgotten(state: TrainingState) -> TrainingState:
+    """The place in the data, and nothing else."""
+    return TrainingState(data=state.data, position=state.position)
 
 
 def _mean_over(values: Float32Array, axis: int) -> Float32Array:
@@ -103,6 +112,7 @@ def load_state(directory: Path) -> TrainingState:
     return TrainingState(
         **facts,
         moments={name: (array, arrays[f"second.{name}"]) for name, array in first.items()},
+        means={name.removeprefix("mean."): array for name, array in arrays.items() if name.startswith("mean.")},
         residuals={
             name.removeprefix("residual."): array for name, array in arrays.items() if name.startswith("residual.")
         },
@@ -118,8 +128,10 @@ def save_state(directory: Path, state: TrainingState) -> None:
     arrays: dict[str, Float32Array] = {}
     for name, (first, second) in state.moments.items():
         arrays |= {f"first.{name}": first, f"second.{name}": second}
+    arrays |= {f"mean.{name}": array for name, array in state.means.items()}
     arrays |= {f"residual.{name}": array for name, array in state.residuals.items()}
-    facts = {"key": state.key, "data": state.data, "position": state.position, "num_steps": state.num_steps}
+    names = ("key", "data", "position", "num_steps", "num_mean_steps")
+    facts = {name: getattr(state, name) for name in names}
     directory.mkdir(parents=True, exist_ok=True)
     metadata = {"version": _VERSION, "facts": json.dumps(facts)}
     write_atomically(directory / _FILE_NAME, cast("bytes", save(arrays, metadata=metadata)))
@@ -128,8 +140,10 @@ def save_state(directory: Path, state: TrainingState) -> None:
 def restore_moments(
     optimizer: "torch.optim.Optimizer", parameters: Mapping[str, "torch.nn.Parameter"], state: TrainingState
 ) -> bool:
-    """Give AdamW the moments of `state`; False, and nothing done, when they do not fit the parameters."""
+    """Give the optimiser the moments of `state`; False, and nothing done, when they do not fit the parameters."""
     import torch
+
+    from fullrank_node.training.optimizer import AveragedAdamW
 
     if state.moments.keys() != parameters.keys():
         return False
@@ -142,6 +156,12 @@ def restore_moments(
             "exp_avg": torch.from_numpy(first.copy()).to(parameter.device),
             "exp_avg_sq": torch.from_numpy(second.copy()).to(parameter.device),
         }
+        if isinstance(optimizer, AveragedAdamW):
+            mean = state.means.get(name, np.zeros_like(first))
+            optimizer.state[parameter] |= {
+                "mean_step": torch.tensor(float(state.num_mean_steps)),
+                "mean": torch.from_numpy(mean.copy()).to(parameter.device),
+            }
     return True
 
 
@@ -149,10 +169,17 @@ def read_moments(
     optimizer: "torch.optim.Optimizer", parameters: Mapping[str, "torch.nn.Parameter"]
 ) -> dict[str, tuple[Float32Array, Float32Array]]:
     """Copies of AdamW's moments by parameter name."""
-    return {
-        name: (
-            np.array(optimizer.state[parameter]["exp_avg"].float().cpu().numpy()),
-            np.array(optimizer.state[parameter]["exp_avg_sq"].float().cpu().numpy()),
-        )
-        for name, parameter in parameters.items()
-    }
+    states = {name: optimizer.state[parameter] for name, parameter in parameters.items()}
+    return {name: (_copied(state["exp_avg"]), _copied(state["exp_avg_sq"])) for name, state in states.items()}
+
+
+def read_means(
+    optimizer: "torch.optim.Optimizer", parameters: Mapping[str, "torch.nn.Parameter"]
+) -> dict[str, Float32Array]:
+    """Copies of the slow means by parameter name; empty where the optimiser keeps none."""
+    states = {name: optimizer.state[parameter] for name, parameter in parameters.items()}
+    return {name: _copied(state["mean"]) for name, state in states.items() if "mean" in state}
+
+
+def _copied(tensor: "torch.Tensor") -> Float32Array:
+    return np.array(tensor.float().cpu().numpy())

@@ -125,13 +125,17 @@ class Mixed(Swarm):
         weights = run.bench.initial
         trailing: list[Scaled] = []
         on_the_way: list[Sent] = []
+        num_averaged = len(run.nodes)
         for number in range(planned.rounds):
             run.bench.load(weights)
             begun = [task for task in planned.tasks if task.base == number]
-            on_the_way += [self._sent(run, genesis, task, rounds=planned.rounds) for task in begun]
+            on_the_way += [
+                self._sent(run, genesis, task, rounds=planned.rounds, num_averaged=num_averaged) for task in begun
+            ]
             arrived = [sent for sent in on_the_way if sent.task.arrives == number]
             on_the_way = [sent for sent in on_the_way if sent.task.arrives > number]
             deltas = [self._expanded(run, genesis, sent) for sent in arrived]
+            num_averaged = len(arrived) or num_averaged
             entries = [
                 entry_of(
                     run.nodes[sent.task.node],
@@ -153,7 +157,7 @@ class Mixed(Swarm):
                 merged=merged,
             )
 
-    def _sent(self, run: "Run", genesis: Genesis, task: Task, *, rounds: int) -> Sent:
+    def _sent(self, run: "Run", genesis: Genesis, task: Task, *, rounds: int, num_averaged: int) -> Sent:
         """Train. A slow node does not know that it is: it warms up as slowly as others."""
         schedule = Schedule(
             peak=run.rate,
@@ -163,7 +167,10 @@ class Mixed(Swarm):
             total_rounds=rounds,
         )
         rank = self.rank_of(task.node)
-        blob, num_tokens = self.contribution(run, run.nodes[task.node], genesis, rank=rank, schedule=schedule)
+        node = run.nodes[task.node]
+        blob, num_tokens = self.contribution(
+            run, node, genesis, rank=rank, num_averaged=num_averaged, schedule=schedule
+        )
         return Sent(task=task, blob=blob, num_tokens=num_tokens)
 
     def _expanded(self, run: "Run", genesis: Genesis, sent: Sent) -> Delta:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from fullrank_node.training.contribute import Plan, contribute
-from fullrank_node.training.loop import Schedule
+from fullrank_node.training.loop import ADAM_BETAS, Schedule
 from fullrank_node.training.lora import MODE_AB, MODE_B
 from fullrank_protocol.codec import CODEC_PACKED, decode
 from fullrank_protocol.delta import Delta, expand
@@ -43,7 +43,9 @@ class Swarm(Arm):
         feedback: Whether what rounding took from one delta is added to the next (mode B, while A is kept).
         stochastic: Round without bias, instead of to the nearest at the closest scale.
         embeddings: Whether the embeddings are adapted, too.
+        averaged: Whether AdamW takes the variance of the mean of all nodes' gradients for that of its own.
         outer_step: Length of the step along the mean.
+        first_decay: Of AdamW's first moments.
     """
 
     trains: ClassVar[str] = ADAPTER
@@ -56,7 +58,9 @@ class Swarm(Arm):
     feedback: bool = True
     stochastic: bool = False
     embeddings: bool = True
+    averaged: bool = True
     outer_step: float = 1.0
+    first_decay: float = ADAM_BETAS[0]
 
     @property
     def name(self) -> str:
@@ -67,14 +71,16 @@ class Swarm(Arm):
             "" if self.feedback or self.mode == MODE_AB or self.bits > FEW_BITS else "forgetful",
             "stochastic" if self.stochastic else "",
             "" if self.embeddings else "linear",
+            "" if self.averaged else "unaveraged",
             "" if self.outer_step == 1.0 else f"outer{self.outer_step:g}",
+            "" if self.first_decay == ADAM_BETAS[0] else f"beta{self.first_decay:g}",
         ]
         return "-".join(part for part in parts if part)
 
     @property
     def anchor_rate(self) -> float:
         """See `Arm`."""
-        return 1e-2
+        return 7e-3 if self.averaged else 1e-2
 
     def rounds(self, run: "Run") -> Iterator[AfterRound]:
         """See `Arm`."""
@@ -88,7 +94,9 @@ class Swarm(Arm):
             sizes: list[float] = []
             for node in run.nodes:
                 schedule = run.schedule(number, steps=run.setting.steps, warm=True)
-                blob, num_tokens = self.contribution(run, node, genesis, rank=self.rank, schedule=schedule)
+                blob, num_tokens = self.contribution(
+                    run, node, genesis, rank=self.rank, num_averaged=len(run.nodes), schedule=schedule
+                )
                 seed_of = run.seed_of(node, number // self.period, genesis=genesis)
                 deltas.append(expand(decode(blob, genesis, CODEC_PACKED), seed_of, genesis.modules))
                 entries.append(entry_of(node, number, blob, num_tokens=num_tokens, staleness=0))
@@ -100,7 +108,7 @@ class Swarm(Arm):
             yield AfterRound(models=(weights,), num_bytes=tuple(sizes), roundings=number + 1, merged=merged)
 
     def contribution(
-        self, run: "Run", node: "Node", genesis: Genesis, *, rank: int, schedule: Schedule
+        self, run: "Run", node: "Node", genesis: Genesis, *, rank: int, num_averaged: int, schedule: Schedule
     ) -> tuple[bytes, int]:
         """One node's encoded delta, and the tokens that it trained on; the model comes back as it was."""
         home = run.directory / str(node.number)
@@ -120,6 +128,8 @@ class Swarm(Arm):
             stochastic=self.stochastic,
             error_feedback=self.feedback,
             carry_moments=self.carry,
+            betas=(self.first_decay, ADAM_BETAS[1]),
+            num_averaged=num_averaged if self.averaged else 1,
         )
         done = contribute(
             run.bench.model,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from fullrank_node.training.loop import ADAM_BETAS
 from learning.arm import WHOLE, AfterRound, Arm, Float32Array, FloatArray, Weights
 from learning.run import FRESH
 from learning.sparse import compress
@@ -55,16 +56,23 @@ class Parallel(Arm):
 
     Attributes:
         linear_only: Train the linear layers, and not embeddings and norms.
+        first_decay: Of AdamW's first moments.
     """
 
     trains: ClassVar[str] = WHOLE
 
     linear_only: bool = False
+    first_decay: float = ADAM_BETAS[0]
 
     @property
     def name(self) -> str:
         """See `Arm`."""
-        return "parallel-linear" if self.linear_only else "parallel"
+        parts = [
+            "parallel",
+            "linear" if self.linear_only else "",
+            "" if self.first_decay == ADAM_BETAS[0] else f"beta{self.first_decay:g}",
+        ]
+        return "-".join(part for part in parts if part)
 
     @property
     def anchor_rate(self) -> float:
@@ -76,10 +84,13 @@ class Parallel(Arm):
         weights, state, order = run.bench.initial, FRESH, run.joint_order()
         steps, batch = run.setting.steps, run.setting.nodes * run.setting.batch
         names = run.bench.linear if self.linear_only else tuple(weights)
+        betas = (self.first_decay, ADAM_BETAS[1])
         sent = BYTES_PER_NUMBER * sum(weights[name].size for name in names) * steps
         for number in range(run.setting.rounds):
             schedule = run.schedule(number, steps=steps, warm=number == 0)
-            weights, state = run.train_whole(weights, order, names=names, batch=batch, schedule=schedule, state=state)
+            weights, state = run.train_whole(
+                weights, order, names=names, batch=batch, schedule=schedule, state=state, betas=betas
+            )
             yield AfterRound(
                 models=(weights,), num_bytes=(float(sent),) * run.setting.nodes, roundings=(number + 1) * steps
             )

@@ -49,6 +49,7 @@ OURS = Swarm(mode=MODE_B, rank=64)
 STANDARD: tuple[Arm, ...] = (
     MARK,
     Parallel(linear_only=True),
+    Parallel(first_decay=0.6),
     Sequential(),
     LocalSteps(carry=True),
     LocalSteps(carry=False),
@@ -79,6 +80,8 @@ STANDARD: tuple[Arm, ...] = (
     replace(OURS, carry=False),
     replace(OURS, embeddings=False),
     replace(OURS, outer_step=1.25),
+    replace(OURS, averaged=False),
+    replace(OURS, first_decay=0.7),
     Swarm(mode=MODE_AB, rank=4, bits=4, period=1),
     Swarm(mode=MODE_AB, rank=8, bits=4, period=1),
     Swarm(mode=MODE_AB, rank=16, bits=4, period=1),

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fullrank_node.training import lora
 from fullrank_node.training.blocks import Blocks
 from fullrank_node.training.cache import CacheSummary
-from fullrank_node.training.loop import Deadline, Learner, Schedule, block_order, run_steps
+from fullrank_node.training.loop import ADAM_BETAS, Deadline, Learner, Schedule, block_order, run_steps
 from fullrank_node.training.lora import Factors
 from fullrank_node.training.optimizer_state import TrainingState, read_moments
 from fullrank_protocol.delta import SeedContext
@@ -155,6 +155,7 @@ class Run:
         batch: int,
         schedule: Schedule,
         state: TrainingState = FRESH,
+        betas: tuple[float, float] = ADAM_BETAS,
     ) -> tuple[Weights, TrainingState]:
         """Train some of the weights, or all, and return all of them with the optimiser's state."""
         self.bench.load(weights)
@@ -162,7 +163,7 @@ class Run:
         for parameter in whole.named_parameters().values():
             parameter.requires_grad = True
         try:
-            state = self._steps(whole, order, batch=batch, schedule=schedule, state=state)
+            state = self._steps(whole, order, batch=batch, schedule=schedule, state=state, betas=betas)
         finally:
             self.bench.model.requires_grad_(requires_grad=False)
             self.bench.model.zero_grad(set_to_none=True)
@@ -195,7 +196,14 @@ class Run:
         return SeedContext(swarm=(genesis or self.bench.genesis()).swarm, member=node.member, period=number)
 
     def _steps(
-        self, learner: Learner, order: Iterator[int], *, batch: int, schedule: Schedule, state: TrainingState
+        self,
+        learner: Learner,
+        order: Iterator[int],
+        *,
+        batch: int,
+        schedule: Schedule,
+        state: TrainingState,
+        betas: tuple[float, float] = ADAM_BETAS,
     ) -> TrainingState:
         done = run_steps(
             learner,
@@ -205,6 +213,7 @@ class Run:
             schedule=schedule,
             deadline=NO_DEADLINE,
             state=state,
+            betas=betas,
             progress=ignore,
         )
         moments = read_moments(done.optimizer, learner.named_parameters())
