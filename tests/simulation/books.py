@@ -1,41 +1,21 @@
 """The checker's own books: what a chain of checkpoints says, read from the checkpoints alone.
 
-Written from protocol sections 4, 5 and 8, and shares no rule with `chain`, `membership` and `fork_choice`. Of records
-it knows what the simulator makes: one root key, an invited swarm, no tree of an invite revoked.
+Written from protocol sections 5 and 8, and shares no rule with `chain` and `fork_choice`; what records change, and
+whether they may, is in `standing`. The swarm is an invited one.
 """
 
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from simulation.node import digest_after
+from simulation.standing import Standing, enact
 
 from fullrank_protocol.chain import Mark
 from fullrank_protocol.checkpoint import Checkpoint, contributions
 from fullrank_protocol.contribution import Contribution
-from fullrank_protocol.envelope import MESSAGE_OF_TYPE
 from fullrank_protocol.genesis import Genesis
-from fullrank_protocol.membership import ALL_ROLES, ROLE_CERTIFY, ROLE_CONTRIBUTE
+from fullrank_protocol.membership import ALL_ROLES, ROLE_CONTRIBUTE
 from fullrank_protocol.vote import Vote
-from fullrank_protocol.wire import objects_pb2 as wire
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """Who may do what after a checkpoint.
-
-    Attributes:
-        roles: Of every member.
-        shut_out: Keys revoked or excluded.
-        certifiers: Who votes.
-        changed: The newest checkpoint that changed the certifiers, or the genesis.
-        by_root: Certifiers that the root's records in this very checkpoint removed.
-    """
-
-    roles: Mapping[bytes, int]
-    shut_out: frozenset[bytes]
-    certifiers: frozenset[bytes]
-    changed: Mark
-    by_root: frozenset[bytes] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,7 +63,11 @@ class Books:
         here = Mark(slot=0, checkpoint=genesis.swarm)
         founders = frozenset(genesis.membership.founders)
         standing = Standing(
-            roles=dict.fromkeys(founders, ALL_ROLES), shut_out=frozenset(), certifiers=founders, changed=here
+            roles=dict.fromkeys(founders, ALL_ROLES),
+            shut_out=frozenset(),
+            certifiers=founders,
+            changed=here,
+            invites={},
         )
         self.accounts = {
             here.checkpoint: Account(
@@ -123,7 +107,7 @@ class Books:
             return known
         parent = self.accounts[checkpoint.parent]
         decided = contributions(checkpoint)
-        standing = _enact(parent.standing, checkpoint)
+        standing = enact(parent.standing, checkpoint, self._genesis)
         retired = parent.retired
         if self._is_stalled(parent, checkpoint):
             gone = (parent.sets[0] | parent.sets[1]) - standing.certifiers
@@ -168,6 +152,8 @@ class Books:
             yield "which counts a contribution a second time"
         for contribution in decided:
             yield from self._breaches_of(contribution, parent)
+        for why in account.standing.intruders:
+            yield f"which admits somebody who {why}"
         yield from self._breaches_of_change(parent, account, checkpoint)
 
     def _breaches_of(self, contribution: Contribution, parent: Account) -> Iterator[str]:
@@ -249,45 +235,3 @@ def _digest(parent_digest: bytes, checkpoint: Checkpoint) -> bytes:
         return parent_digest
     ids = tuple(accepted.contribution.id for accepted in checkpoint.accepted)
     return digest_after(parent_digest, ids, tuple(accepted.weight for accepted in checkpoint.accepted))
-
-
-def _enact(standing: Standing, checkpoint: Checkpoint) -> Standing:
-    """What the records and the evidence of a checkpoint change."""
-    if not checkpoint.records and not checkpoint.evidence:
-        return replace(standing, by_root=frozenset())
-    roles, shut_out, certifiers = dict(standing.roles), set(standing.shut_out), set(standing.certifiers)
-    by_root: set[bytes] = set()
-    for record in checkpoint.records:
-        author = record.public_key
-        match MESSAGE_OF_TYPE[record.type].FromString(record.payload):
-            case wire.Admission() as admission:
-                roles[author] = roles.get(author, 0) | admission.roles
-            case wire.TakeUp() if roles.get(author, 0) & ROLE_CERTIFY:
-                certifiers.add(author)
-            case wire.Leave() as leave:
-                certifiers.discard(author)
-                if not leave.certifier_role_only:
-                    roles.pop(author, None)
-            case wire.Revocation() as revocation:
-                by_root |= certifiers & {revocation.subject}
-                certifiers.discard(revocation.subject)
-                roles.pop(revocation.subject, None)
-                shut_out.add(revocation.subject)
-            case wire.Retirement() as retirement:
-                by_root |= certifiers & {retirement.certifier}
-                certifiers.discard(retirement.certifier)
-            case wire.Readmission() as readmission:
-                roles[readmission.member] = readmission.roles
-                shut_out.discard(readmission.member)
-    for piece in checkpoint.evidence:
-        roles.pop(piece.accused, None)
-        certifiers.discard(piece.accused)
-        shut_out.add(piece.accused)
-    is_changed = certifiers != standing.certifiers
-    return Standing(
-        roles=roles,
-        shut_out=frozenset(shut_out),
-        certifiers=frozenset(certifiers),
-        changed=Mark(slot=checkpoint.slot, checkpoint=checkpoint.id) if is_changed else standing.changed,
-        by_root=frozenset(by_root),
-    )

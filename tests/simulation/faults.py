@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from simulation import strangers
 from simulation.node import SimulatedNode, key_of
 from simulation.world import WINDOW_MS, Network, World
 
@@ -25,6 +26,9 @@ from fullrank_protocol.membership import (
 STALL_SLOTS = 6
 """Short enough that partitions end in stalls, where those who left or were excluded count no more."""
 
+MANY = 20
+"""Plans of as many founders are shorter."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -32,7 +36,7 @@ class Fault:
 
     Attributes:
         kind: A key of `KINDS`.
-        node: Number of the node that it befalls; -1 for the network.
+        node: Number of the node that it befalls, or whose key a stranger has; -1 for the network.
         number: How much of it: milliseconds of skew or delay, writes until death, loss in percent.
         nodes: Group numbers of a partition, blocked (from, to) pairs flattened, or those who vanish.
     """
@@ -87,7 +91,7 @@ def has_hostile(seed: int) -> bool:
 
 def draw_plan(seed: int, size: int, *, hostile: bool = False) -> Plan:
     """A plan from a seed: nothing else decides about it, so that whoever knows these three can replay it."""
-    chaos_slots = 12 if size < 20 else 8
+    chaos_slots = 12 if size < MANY else 8
     rng = random.Random(f"plan {seed} {size}")
     bad = (size - 1) // 3
     enemies = tuple(sorted(rng.sample(range(1, size), rng.randint(1, bad)))) if hostile and bad else ()
@@ -128,6 +132,7 @@ def draw_plan(seed: int, size: int, *, hostile: bool = False) -> Plan:
     if rng.random() < 0.5:  # Who voted an hour ahead abstains for it: with another one gone, a third is out.
         may_shrink = size > 3 and not loses_an_hour
         faults.extend(_draw_churn(rng, size=size, end=end, enemies=enemies, may_shrink=may_shrink))
+    faults.extend(_draw_strangers(random.Random(f"strangers {seed} {size}"), size=size, end=end))
     faults.sort(key=lambda fault: (fault.begin_ms, fault.kind, fault.node))
     return Plan(seed=seed, size=size, faults=tuple(faults), hostile=enemies, chaos_slots=chaos_slots)
 
@@ -153,6 +158,20 @@ def _draw_churn(rng: random.Random, *, size: int, end: int, enemies: tuple[int, 
             found.append(Fault(kind, begin, rng.randint(begin + (STALL_SLOTS + 1) * WINDOW_MS, end), nodes=gone))
         else:
             found.append(Fault(kind, begin, end, rng.choice(honest)))
+    return found
+
+
+def _draw_strangers(rng: random.Random, *, size: int, end: int) -> list[Fault]:
+    """For half of all plans, two kinds of strangers, with numbers beyond those of founders and of those who join.
+
+    None for large swarms, whose runs are short and dear: what an invite allows does not depend on their size.
+    """
+    if size >= MANY:
+        return []
+    found = []
+    for number, kind in enumerate(rng.sample(strangers.KINDS, 2 if rng.random() < 0.5 else 0), size + 3):
+        begin = rng.randint(0, end - 5 * WINDOW_MS)
+        found.append(Fault(kind, begin, begin + rng.randint(WINDOW_MS, 5 * WINDOW_MS), number))
     return found
 
 
@@ -364,4 +383,5 @@ KINDS: dict[str, tuple[Callable[[World, Fault], None], Callable[[World, Fault], 
     "step down": (_leave, None),
     "revoke": (_revoke, None),
     "retire": (_vanish, _retire),
+    **dict.fromkeys(strangers.KINDS, (strangers.invite, strangers.come)),
 }

@@ -1,4 +1,4 @@
-"""What must hold whatever happens, checked after every event and only where something changed.
+"""What must hold whatever happens, checked as it happens and only where something changed.
 
 The checker sees all nodes at once and is told what they do. It keeps its own books (`books`) of every chain, of the
 chain of final checkpoints and of who voted for what, and trusts no node's own view of any of them.
@@ -62,7 +62,10 @@ class Checker:
     # ---- told by the nodes -----------------------------------------------------------------------
 
     def observe(self, node: "SimulatedNode") -> None:
-        """After every event: what is final has a quorum and only grows, and no two nodes contradict each other."""
+        """What is final has a quorum and only grows, and no two nodes contradict each other.
+
+        Told whenever a node has dealt with the events that came together, and with those that they caused.
+        """
         if not node.is_honest or not node.is_up:
             return
         final = node.state.tree.final

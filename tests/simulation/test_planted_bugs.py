@@ -13,12 +13,14 @@ from simulation.invariants import Violation
 from simulation.node import SimulatedNode
 from simulation.world import WINDOW_MS, World, make_genesis
 
-from fullrank_protocol import chain, duties, intake, proposing, round_io, verifying
+from fullrank_protocol import chain, duties, intake, membership, proposing, records, round_io, verifying
 from fullrank_protocol.chain import ChainState, Lookup
 from fullrank_protocol.contribution import Contribution
 from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import IgnoreError, RejectError, Rule
 from fullrank_protocol.genesis import Genesis
+from fullrank_protocol.limits import MAX_GRANT_COUNT, MAX_TIME_MS
+from fullrank_protocol.membership import ALL_ROLES, Member, Members
 from fullrank_protocol.round import restore
 from fullrank_protocol.round_state import RoundState
 from fullrank_protocol.vote import Vote
@@ -109,6 +111,52 @@ def test_a_contribution_of_no_member_is_found(monkeypatch: pytest.MonkeyPatch) -
 
     plant(monkeypatch, check_contributor, check)
     assert is_found("somebody who is no member")
+
+
+@pytest.mark.parametrize(
+    ("forgets", "found"),
+    [
+        ({"not_after_ms": MAX_TIME_MS}, "has an invite that is over"),
+        ({"count": MAX_GRANT_COUNT}, "has an invite that is used up"),
+        ({"revoked": False}, "has an invite that was revoked"),
+        ({"roles": ALL_ROLES}, "has more roles than the invite gives"),
+    ],
+    ids=["is over", "is used up", "was revoked", "gives less"],
+)
+def test_admissions_that_forget_that_an_invite_does_not_hold_are_found(
+    forgets: dict[str, Any], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def admit(state: Members, envelope: Envelope, message: wire.Admission, slot: int, genesis: Genesis) -> Members:
+        if (grant := state.grants.get(message.grant_id)) is not None:
+            state = replace(state, grants={**state.grants, grant.id: replace(grant, **forgets)})
+        return real_admit(state, envelope, message, slot, genesis)
+
+    real_admit = membership._admit
+    monkeypatch.setitem(membership._MEMBER_EFFECTS, wire.ADMISSION, admit)
+    assert is_found(f"which admits somebody who {found}")
+
+
+def test_admissions_without_the_secret_of_the_invite_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, records.check_invitation, lambda envelope, message, *, invite_key: None)
+    assert is_found("which admits somebody who does not have the invite's secret")
+
+
+def test_admissions_without_any_invite_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def admit(state: Members, envelope: Envelope, message: wire.Admission, slot: int, genesis: Genesis) -> Members:
+        if message.grant_id in state.grants:
+            return real_admit(state, envelope, message, slot, genesis)
+        key, by = envelope.public_key, message.grant_id
+        member = Member(key=key, roles=message.roles, name=message.name, grant_id=by, admitted_slot=slot)
+        return replace(state, members={**state.members, key: member})
+
+    real_admit = membership._admit
+    monkeypatch.setitem(membership._MEMBER_EFFECTS, wire.ADMISSION, admit)
+    assert is_found("which admits somebody who has no invite")
+
+
+def test_admissions_of_those_who_were_shut_out_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Members, "is_banned", lambda members, key: False)
+    assert is_found("which admits somebody who was shut out")
 
 
 def test_a_contribution_that_is_too_old_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
