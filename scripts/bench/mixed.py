@@ -6,8 +6,9 @@
     scripts/bench/mixed.py --report                                 # the table of what is there
 
 Nodes of ranks 2 to 32, nodes that miss rounds, deltas that come late, slow nodes, and all of them together; the limit
-is a loss 2 % above the uniform swarm's. Only the uniform swarm's rate is tuned, on validation blocks: a genesis fixes
-one rate for whoever comes. Mixed swarms go on for more rounds, until they have accepted as many tokens.
+is a loss 2 % above that of a uniform swarm of as many components: the rank of its nodes is the mean one. Beside it
+stands the loss over that of a uniform swarm of rank 32. Only the latter's rate is tuned, on validation blocks: a
+genesis fixes one rate for whoever comes. Mixed swarms go on for more rounds, until they have accepted as many tokens.
 
 Every trial is one line of the results file, added as soon as it is done, seed by seed; what is there is not run
 again. At the end come a table, and the same in JSON beside the results.
@@ -21,7 +22,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ sys.path[:0] = [str(ROOT / "scripts/bench"), str(ROOT / "node"), str(ROOT / "pro
 
 from learning.arm import Arm  # noqa: E402 - after the path is set.
 from learning.bench import Bench  # noqa: E402
+from learning.arms_mixed import Mixed  # noqa: E402
 from learning.catalogue import UNIFORM, VOLUNTEERS  # noqa: E402
 from learning.paired import Mean, mean_of  # noqa: E402
 from learning.plan import Lineup, best_rate, losses_of, next_trials  # noqa: E402
@@ -44,7 +46,7 @@ from fullrank_node.errors import NodeError  # noqa: E402
 from fullrank_node.model.base import EMBEDDED_PREFIX  # noqa: E402
 
 LIMIT = 1.02
-"""Largest loss, over the uniform swarm's: what volunteers of all kinds may cost."""
+"""Largest loss, over that of a uniform swarm of as many components: what volunteers of all kinds may cost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,8 @@ class Row:
         tokens_ratio: Accepted tokens over those of the uniform swarm with the same seed, the mean.
         loss: On test blocks.
         ratio: Loss over that of the uniform swarm with the same seed.
+        alike: The uniform swarm of as many components.
+        ratio_alike: Loss over that one's.
         num_bytes: Of a contribution, the mean.
     """
 
@@ -66,6 +70,8 @@ class Row:
     tokens_ratio: float
     loss: Mean
     ratio: Mean
+    alike: Arm
+    ratio_alike: Mean
     num_bytes: float
     cpu_s: float
 
@@ -79,7 +85,9 @@ class Row:
             "tokens_ratio": self.tokens_ratio,
             "loss": self.loss.to_json(),
             "ratio": self.ratio.to_json(),
-            "within_limit": self.ratio.value <= LIMIT,
+            "alike": self.alike.name,
+            "ratio_alike": self.ratio_alike.to_json(),
+            "within_limit": self.ratio_alike.value <= LIMIT,
             "num_bytes": self.num_bytes,
             "cpu_s": self.cpu_s,
         }
@@ -148,10 +156,17 @@ def run(options: argparse.Namespace, bench: Bench, results: Results) -> None:
     if not math.isfinite(losses[rate]):
         raise NodeError("the uniform swarm fails at every rate that was tried")
     for seed in range(1, options.seeds + 1):
-        for arm in VOLUNTEERS:
+        for arm in dict.fromkeys((*(alike(arm, options.nodes) for arm in VOLUNTEERS), *VOLUNTEERS)):
             trial = Trial(setting=setting, arm=arm, rate=rate, seed=seed, purpose=TEST)
             if results.of(trial) is None:
                 keep(trial, run_trial(bench, trial), results)
+
+
+def alike(arm: Arm, nodes: int) -> Arm:
+    """The uniform swarm that has as many components as an arm, to the next whole rank; the arm, if it is uniform."""
+    if not isinstance(arm, Mixed):
+        return arm
+    return replace(UNIFORM, rank=round(statistics.fmean(arm.rank_of(number) for number in range(nodes))))
 
 
 def keep(trial: Trial, line: Line, results: Results) -> None:
@@ -173,8 +188,13 @@ def report(path: Path, results: Results) -> int:
     for group, lines in tested.items():
         setting, rate = Setting(**json.loads(group)[0]), json.loads(group)[1]
         uniform = lines.get(UNIFORM, {})
-        arms = [arm for arm in VOLUNTEERS if arm in lines]
-        rows = [row for arm in arms if (row := row_of(arm, lines[arm], uniform)) is not None]
+        known = dict.fromkeys((*(alike(arm, setting.nodes) for arm in VOLUNTEERS), *VOLUNTEERS))
+        same = {arm: alike(arm, setting.nodes) for arm in known if arm in lines}
+        rows = [
+            row
+            for arm, peer in same.items()
+            if (row := row_of(arm, lines[arm], uniform, alike=peer, peers=lines.get(peer, {}))) is not None
+        ]
         seeds = sorted(uniform)
         print(table(setting, rate, rows, seeds=seeds), end="\n\n")
         found.append(
@@ -186,15 +206,18 @@ def report(path: Path, results: Results) -> int:
     return 0
 
 
-def row_of(arm: Arm, lines: dict[int, Line], uniform: dict[int, Line]) -> Row | None:
-    """An arm beside the uniform swarm, over the seeds that both have; None without any."""
-    seeds = sorted(lines.keys() & uniform.keys())
+def row_of(
+    arm: Arm, lines: dict[int, Line], uniform: dict[int, Line], *, alike: Arm, peers: dict[int, Line]
+) -> Row | None:
+    """An arm beside the uniform swarm and the one alike, over the seeds that all have; None without any."""
+    seeds = sorted(lines.keys() & uniform.keys() & peers.keys())
     results = [lines[seed]["result"] for seed in seeds]
     theirs = [uniform[seed]["result"] for seed in seeds]
     pairs = list(zip(results, theirs, strict=True))
     loss = mean_of([mine["loss"] for mine in results])
     ratio = mean_of([mine["loss"] / other["loss"] for mine, other in pairs])
-    if loss is None or ratio is None:
+    ratio_alike = mean_of([lines[seed]["result"]["loss"] / peers[seed]["result"]["loss"] for seed in seeds])
+    if loss is None or ratio is None or ratio_alike is None:
         return None
     return Row(
         arm=arm,
@@ -203,6 +226,8 @@ def row_of(arm: Arm, lines: dict[int, Line], uniform: dict[int, Line]) -> Row | 
         tokens_ratio=round(statistics.fmean(mine["num_tokens"] / other["num_tokens"] for mine, other in pairs), 5),
         loss=loss,
         ratio=ratio,
+        alike=alike,
+        ratio_alike=ratio_alike,
         num_bytes=round(statistics.fmean(mine["num_bytes"] for mine in results), 1),
         cpu_s=round(statistics.fmean(lines[seed]["cost"]["cpu_s"] for seed in seeds), 1),
     )
@@ -214,21 +239,23 @@ def table(setting: Setting, rate: float, rows: Sequence[Row], *, seeds: Sequence
         f"{setting.title}; seeds {', '.join(map(str, seeds))}; rate {rate:g}",
         f"{setting.base}, {setting.corpus}",
         "",
-        f"{'arm':52} {'rounds':>10} {'tokens':>9} {'ratio':>7} {'loss':>14} {'over uniform':>15} {'':>6} {'kB':>6} "
-        f"{'CPU s':>6}",
+        f"{'arm':52} {'rounds':>10} {'tokens':>9} {'ratio':>7} {'loss':>14} {'over uniform':>15} "
+        f"{'over alike':>15} {'':>6} {'kB':>6} {'CPU s':>6}",
     ]
     for row in rows:
         rounds = ", ".join(map(str, row.rounds)) if len(set(row.rounds)) > 1 else str(row.rounds[0])
         lines.append(
             f"{row.arm.name:52} {rounds:>10} {statistics.fmean(row.num_tokens):>9.0f} {row.tokens_ratio:>7.4f} "
-            f"{_pm(row.loss):>14} {_pm(row.ratio):>15} {'ok' if row.ratio.value <= LIMIT else 'ABOVE':>6} "
+            f"{_pm(row.loss):>14} {_pm(row.ratio):>15} {_pm(row.ratio_alike):>15} "
+            f"{'ok' if row.ratio_alike.value <= LIMIT else 'ABOVE':>6} "
             f"{row.num_bytes / 1000:>6.1f} {row.cpu_s:>6.0f}"
         )
     return "\n".join(
         [
             *lines,
             "",
-            f"over uniform: ratio of losses to {UNIFORM.name}, seed by seed, limit {LIMIT}; intervals are 95 %",
+            f"over uniform: ratio of losses to {UNIFORM.name}, seed by seed; intervals are 95 %",
+            f"over alike: to the uniform swarm whose rank is the arm's mean rank, limit {LIMIT}",
             "tokens: accepted by the swarm, ratio to the uniform one's; kB: of one contribution, the mean",
         ]
     )

@@ -206,13 +206,15 @@ def test_the_command_compares_at_one_rate_and_goes_on_where_it_was_stopped(
     assert "2 nodes, 1 rounds of 1 steps of 2 blocks, blocks dealt at random; seeds 1, 2" in out
     lines = path.read_text().splitlines()
     purposes = [json.loads(line)["trial"]["purpose"] for line in lines]
-    assert purposes == ["tune", "tune", "test", "test", "test", "test"]
-    assert [json.loads(line)["trial"]["seed"] for line in lines] == [0, 0, 1, 1, 2, 2]
+    assert purposes == ["tune"] * 2 + ["test"] * 6
+    assert [json.loads(line)["trial"]["seed"] for line in lines] == [0, 0, 1, 1, 1, 2, 2, 2]
     (comparison,) = json.loads(path.with_suffix(".json").read_text())["comparisons"]
-    uniform, ranks = comparison["rows"]
+    uniform, alike, ranks = comparison["rows"]
     assert (uniform["ratio"]["mean"], uniform["tokens_ratio"], ranks["tokens_ratio"]) == (1.0, 1.0, 1.0)
+    assert (alike["rank"], ranks["alike"], alike["ratio_alike"]["mean"]) == (3, alike["arm"], 1.0)
     losses = [json.loads(line)["result"]["loss"] for line in lines[2:]]
-    assert ranks["ratio"]["mean"] == pytest.approx((losses[1] / losses[0] + losses[3] / losses[2]) / 2, abs=1e-6)
+    assert ranks["ratio"]["mean"] == pytest.approx((losses[2] / losses[0] + losses[5] / losses[3]) / 2, abs=1e-6)
+    assert ranks["ratio_alike"]["mean"] == pytest.approx((losses[2] / losses[1] + losses[5] / losses[4]) / 2, abs=1e-6)
     assert mixed.main(command) == 0
     assert path.read_text().splitlines() == lines
     assert mixed.main(["--report", *command]) == 0
