@@ -105,14 +105,12 @@ _ALIKE = Mixed(mode=MODE_B, rank=32)
 
 VOLUNTEERS: tuple[Arm, ...] = (
     UNIFORM,
-    OURS,
     replace(_ALIKE, lowest_rank=2),
     replace(_ALIKE, missing=0.3),
     replace(_ALIKE, late=0.5),
     replace(_ALIKE, late=1.0),
     replace(_ALIKE, slow_every=4),
     replace(_ALIKE, lowest_rank=2, missing=0.3, late=0.5, slow_every=4),
-    replace(_ALIKE, lowest_rank=2, missing=0.3, late=1.0, slow_every=4),
 )
 """The same swarm with volunteers of other ranks, who miss rounds, are late, or slow; they are compared at equal
 accepted tokens, by a command of their own (`mixed.py`)."""
