@@ -70,6 +70,30 @@ def test_a_seeded_a_leaves_b_alone_to_be_rounded() -> None:
     assert np.abs(values - B_OR / np.sqrt(30)).max() <= np.abs(B_OR).max() / np.sqrt(30) / 127 * 9 / 16
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_nearest_integers_err_little_more_than_the_closest_ones_and_cost_fewer_bytes(bits: int) -> None:
+    """Scales tried are a tenth apart and have four bits; the closest is looked for here in steps of a hundredth."""
+    B_OR = np.random.default_rng(1).normal(size=(512, 8)) * 1e-3
+    part = quantized(B_OR, None, bits=bits)
+    found = part.B_OR * np.ldexp(np.array(part.scale_mantissa_R, float), part.scale_exponent_R)
+    largest = (1 << (bits - 1)) - 1
+    closest, least = np.zeros_like(B_OR), np.full(8, np.inf)
+    for share in np.arange(0.1, 1.01, 0.01):
+        scale_R = np.abs(B_OR).max(axis=0) * share / largest
+        rounded = np.clip(np.rint(B_OR / scale_R), -largest, largest) * scale_R
+        error_R = np.square(rounded - B_OR).sum(axis=0)
+        closest, least = np.where(error_R < least, rounded, closest), np.minimum(error_R, least)
+    error_R = np.square(found - B_OR).sum(axis=0)
+    assert (error_R <= 1.45 * least).all()
+    assert entropy(found) < 0.98 * entropy(closest)
+
+
+def entropy(values_OR: np.ndarray) -> float:
+    """Bits that an entry takes, at least, where each column has a code of its own; the mean."""
+    shares = [np.unique(column, return_counts=True)[1] / len(column) for column in values_OR.T]
+    return float(np.mean([-(share * np.log2(share)).sum() for share in shares]))
+
+
 def test_stochastic_rounding_is_right_on_average() -> None:
     B_OR, A_RI = factors()
     mean = np.mean([to_float(quantized(B_OR, A_RI, bits=4, stochastic=True, seed=seed)) for seed in range(400)], axis=0)
