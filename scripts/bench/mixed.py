@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "scripts/bench"), str(ROOT / "node"), str(ROOT / "protocol")]
 
 from learning.arm import Arm  # noqa: E402 - after the path is set.
-from learning.bench import Bench  # noqa: E402
 from learning.arms_mixed import Mixed  # noqa: E402
+from learning.bench import Bench  # noqa: E402
 from learning.catalogue import UNIFORM, VOLUNTEERS  # noqa: E402
 from learning.paired import Mean, mean_of  # noqa: E402
 from learning.plan import Lineup, best_rate, losses_of, next_trials  # noqa: E402
