@@ -3,6 +3,7 @@
 
     scripts/bench/mixed.py                                          # the embedded base and texts
     scripts/bench/mixed.py --base DIR --data TRAIN.jsonl --test TEST.jsonl --results OTHER.jsonl
+    scripts/bench/mixed.py --rounds 24 --arms '*-from2-*'           # all kinds together, for longer
     scripts/bench/mixed.py --report                                 # the table of what is there
 
 Nodes of ranks 2 to 32, nodes that miss rounds, deltas that come late, slow nodes, and all of them together; the limit
@@ -23,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,7 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
+    add("--arms", nargs="+", default=["*"], help="names or patterns; the uniform swarms beside them always run")
     add("--nodes", type=int, default=8, help="volunteers; with eight, every rank and two slow ones occur")
     add("--rounds", type=int, default=6, help="of the uniform swarm; others take as many as they need")
     add("--seeds", type=int, default=3, help="test seeds, 1 to this")
@@ -148,6 +151,7 @@ def run(options: argparse.Namespace, bench: Bench, results: Results) -> None:
         warmup=options.warmup,
         split=IID,
     )
+    arms = [arm for arm in VOLUNTEERS if any(fnmatchcase(arm.name, pattern) for pattern in options.arms)]
     lineup = Lineup(setting=setting, arms=(UNIFORM,), seeds=(), rates=tuple(options.rates))
     while tuning := next_trials([lineup], results):
         keep(tuning[0], run_trial(bench, tuning[0]), results)
@@ -156,7 +160,7 @@ def run(options: argparse.Namespace, bench: Bench, results: Results) -> None:
     if not math.isfinite(losses[rate]):
         raise NodeError("the uniform swarm fails at every rate that was tried")
     for seed in range(1, options.seeds + 1):
-        for arm in dict.fromkeys((*(alike(arm, options.nodes) for arm in VOLUNTEERS), *VOLUNTEERS)):
+        for arm in with_peers(arms, nodes=options.nodes):
             trial = Trial(setting=setting, arm=arm, rate=rate, seed=seed, purpose=TEST)
             if results.of(trial) is None:
                 keep(trial, run_trial(bench, trial), results)
@@ -167,6 +171,11 @@ def alike(arm: Arm, nodes: int) -> Arm:
     if not isinstance(arm, Mixed):
         return arm
     return replace(UNIFORM, rank=round(statistics.fmean(arm.rank_of(number) for number in range(nodes))))
+
+
+def with_peers(arms: Sequence[Arm], *, nodes: int) -> list[Arm]:
+    """The uniform swarm, those alike, and the arms, each once."""
+    return list(dict.fromkeys((UNIFORM, *(alike(arm, nodes) for arm in arms), *arms)))
 
 
 def keep(trial: Trial, line: Line, results: Results) -> None:
@@ -188,7 +197,7 @@ def report(path: Path, results: Results) -> int:
     for group, lines in tested.items():
         setting, rate = Setting(**json.loads(group)[0]), json.loads(group)[1]
         uniform = lines.get(UNIFORM, {})
-        known = dict.fromkeys((*(alike(arm, setting.nodes) for arm in VOLUNTEERS), *VOLUNTEERS))
+        known = with_peers(VOLUNTEERS, nodes=setting.nodes)
         same = {arm: alike(arm, setting.nodes) for arm in known if arm in lines}
         rows = [
             row
