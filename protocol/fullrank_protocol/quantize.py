@@ -20,7 +20,8 @@ pays even for a long tail in two bits."""
 
 MOST_ERROR = 1.4
 """Squared error, over the least, up to which a scale may be coarser: what is rounded to zero costs hardly any bytes.
-Scales tried are a tenth apart; on trained factors at two bits it comes to an eighth more error and a thirteenth fewer bytes."""
+Scales tried are a tenth apart; on trained factors at two bits it comes to an eighth more error and a thirteenth fewer
+bytes."""
 
 FITTED_ROWS = 4096
 """Rows on which a scale is fitted, at most: twenty passes over a tall matrix would take longer than its rounding."""
