@@ -22,7 +22,7 @@ from fullrank_protocol.genesis import AggregationRule, Limits, Module, ModuleKin
 from fullrank_protocol.gram import gram
 from fullrank_protocol.scaled import Scaled
 from fullrank_protocol.state import apply_tile, canonical_float32, model_digest, plan_module, tensor_sha256
-from fullrank_protocol.weights import Entry, weigh
+from fullrank_protocol.weights import Entry, PastUpdate, weigh
 
 VECTORS = Path(__file__).resolve().parent.parent / "protocol" / "vectors"
 
@@ -272,19 +272,23 @@ def make_weights() -> dict[str, Any]:
         for at in range(7)
     ]
     cases = []
-    for why, steps, norms in (
+    for why, steps, past in (
         ("no history, no cap", 8, ()),
-        ("the update norm is capped", 8, (3.0, 0.0, 5.0, 4.0)),
+        ("the update norm is capped", 8, ((3.0, 2.0), (0.0, 0.0), (5.0, 3.5), (4.0, 3.0))),
+        ("fewer deltas count than usual", 8, ((1e6, 60.0), (1e6, 0.0), (0.0, 9.0), (1e6, 9.5), (1e6, 8.0), (1e6, 7.0))),
+        ("fewer deltas, and the update norm is capped", 0, ((2.0, 12.0),)),
         ("without the geometric median", 0, ()),
     ):
         rule = AggregationRule(**{**fields_of(AGGREGATION), "weiszfeld_steps": steps})
-        trailing = [Scaled.of(norm) for norm in norms]
+        trailing = [PastUpdate(norm=Scaled.of(norm), breadth=Scaled.of(breadth)) for norm, breadth in past]
         found = weigh(entries, inner, rule, trailing)
         cases.append(
             {
                 "why": why,
                 "weiszfeld_steps": steps,
-                "trailing_norms": [scaled_json(norm) for norm in trailing],
+                "trailing": [
+                    {"norm": scaled_json(update.norm), "breadth": scaled_json(update.breadth)} for update in trailing
+                ],
                 "weights": [scaled_json(weight) for weight in found.weights],
                 "update_norm": scaled_json(found.update_norm),
             }

@@ -286,4 +286,4 @@ def merge_request(checkpoint: Checkpoint, tree: Tree) -> Merge:
             )
         )
     key = MergeKey(parent=parent.id, contribution_ids=tuple(entry.contribution.id for entry in entries))
-    return Merge(key=key, entries=tuple(entries), trailing_norms=parent.update_norms)
+    return Merge(key=key, entries=tuple(entries), trailing=parent.updates)

@@ -96,7 +96,13 @@ class Merger:
                     "masters_dir": str(self.home.masters_dir),
                     "parent_manifest": dict(parent_manifest),
                     "entries": [self._entry(entry) for entry in request.entries],
-                    "trailing_norms": [[norm.mantissa, norm.exponent] for norm in request.trailing_norms],
+                    "trailing": [
+                        {
+                            name: [value.mantissa, value.exponent]
+                            for name, value in (("norm", past.norm), ("breadth", past.breadth))
+                        }
+                        for past in request.trailing
+                    ],
                     "threads": shared_threads(self._threads),
                 },
                 timeout_s=MERGE_TIMEOUT_S,

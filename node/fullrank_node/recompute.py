@@ -11,7 +11,7 @@ import math
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from fullrank_protocol.gram import gram, require_norm
 from fullrank_protocol.parts import Dense, LowRank
 from fullrank_protocol.scaled import Scaled
 from fullrank_protocol.state import plan_update
-from fullrank_protocol.weights import Entry, weigh
+from fullrank_protocol.weights import Entry, PastUpdate, weigh
 
 CACHE_BYTES = 256 << 20
 """Decoded deltas kept between a check and the merges that follow: a cohort of 64 at rank 16 of a 600 M model."""
@@ -79,7 +79,7 @@ class Recompute:
         """Weighs contributions and applies them to the parent's masters; the new masters are durable on return.
 
         {genesis_path, masters_dir, parent_manifest, entries: [{contribution_id, member, num_tokens, staleness,
-        stranger, blob_path, codec, period}], trailing_norms, threads?, tile_elements?}
+        stranger, blob_path, codec, period}], trailing: [{norm, breadth}], threads?, tile_elements?}
         -> {contribution_ids, weights, update_norm, manifest, digest, refused: [{contribution_id, rule, detail}]}
 
         An entry that is refused is left out of the merge; `weights` go with `contribution_ids`, both in the order
@@ -112,7 +112,9 @@ class Recompute:
             self._deltas.end_merge()
             progress(stage="weigh")
             entries = [_entry(entry) for entry in accepted]
-            trailing = [Scaled(mantissa=m, exponent=e) for m, e in params["trailing_norms"]]
+            trailing = [
+                PastUpdate(norm=_scaled(past["norm"]), breadth=_scaled(past["breadth"])) for past in params["trailing"]
+            ]
             products = gram(deltas, genesis.modules, each=pool.map)
             result = weigh(entries, products, genesis.rule, trailing)
 
@@ -313,6 +315,10 @@ def _check_masters(masters: MasterStore, manifest: Mapping[str, str], genesis: G
         raise ValueError(f"found a manifest of {len(manifest)} tensors, required the {len(names)} of the genesis")
     for module in genesis.modules:
         masters.open(manifest[module.name], (module.out_features, module.in_features), name=module.name)
+
+
+def _scaled(value: Sequence[int]) -> Scaled:
+    return Scaled(mantissa=value[0], exponent=value[1])
 
 
 def _entry(entry: Mapping[str, Any]) -> Entry:

@@ -16,8 +16,8 @@ from fullrank_protocol.envelope import Envelope
 from fullrank_protocol.errors import IgnoreError, RejectError, Rule
 from fullrank_protocol.genesis import Genesis, Policy
 from fullrank_protocol.membership import ROLE_CONTRIBUTE, Members, initial_members
-from fullrank_protocol.scaled import Scaled
 from fullrank_protocol.vote import Vote
+from fullrank_protocol.weights import PastUpdate, breadth_of
 from fullrank_protocol.wire import objects_pb2 as wire
 
 
@@ -51,7 +51,7 @@ class ChainState:
         voters: For every ancestor above `final` with carried votes: who voted.
         used: (member, base checkpoint) of contributions already decided on, with the round of the
             common ancestor, kept while another contribution on that base could still come.
-        update_norms: Norms of the newest updates, oldest first.
+        updates: Norms and breadths of the newest updates, oldest first.
         model_digest: Digest of the shared model after this checkpoint; empty for the genesis.
     """
 
@@ -70,7 +70,7 @@ class ChainState:
     retired: Mapping[bytes, int]
     voters: Mapping[bytes, frozenset[bytes]]
     used: Mapping[tuple[bytes, bytes], int]
-    update_norms: tuple[Scaled, ...]
+    updates: tuple[PastUpdate, ...]
     model_digest: bytes
 
     @property
@@ -108,7 +108,7 @@ def genesis_state(genesis: Genesis) -> ChainState:
         retired=MappingProxyType({}),
         voters=MappingProxyType({}),
         used=MappingProxyType({}),
-        update_norms=(),
+        updates=(),
         model_digest=b"",
     )
 
@@ -137,7 +137,7 @@ def extend(parent: ChainState, checkpoint: Checkpoint, *, genesis: Genesis, look
         check_certifier_change(parent, members, at_once=at_once)
         change = here
     is_normal = checkpoint.kind == CheckpointKind.NORMAL
-    norms = (*parent.update_norms, checkpoint.update_norm) if is_normal else parent.update_norms
+    updates = (*parent.updates, _update_of(checkpoint)) if is_normal else parent.updates
     state = replace(
         parent,
         here=here,
@@ -149,10 +149,15 @@ def extend(parent: ChainState, checkpoint: Checkpoint, *, genesis: Genesis, look
         certifier_change=change,
         retired=_retire(parent, members, slot=checkpoint.slot, genesis=genesis),
         used=used,
-        update_norms=norms[-genesis.rule.trailing_rounds :] if genesis.rule.trailing_rounds else (),
+        updates=updates[-genesis.rule.trailing_rounds :] if genesis.rule.trailing_rounds else (),
         model_digest=checkpoint.model_digest,
     )
     return _carry_votes(state, checkpoint.votes, lookup=lookup)
+
+
+def _update_of(checkpoint: Checkpoint) -> PastUpdate:
+    weights = [accepted.weight for accepted in checkpoint.accepted]
+    return PastUpdate(norm=checkpoint.update_norm, breadth=breadth_of(weights))
 
 
 def is_stalled(at: ChainState, *, slot: int, genesis: Genesis) -> bool:

@@ -139,7 +139,7 @@ class AggregationRule:
         duplicate_cosine_micro: Above this cosine, in millionths, two deltas share one weight.
         weiszfeld_steps: Steps of the geometric median; 0 switches it off.
         update_norm_cap_milli: Aggregate norm over its trailing median, in thousandths, at most.
-        trailing_rounds: Rounds in that median.
+        trailing_rounds: Updates in that median, and in the mean of what breadth is usual.
         outer_step: Factor on the aggregate.
         open_share_micro: Most weight and places for strangers in an open swarm, in millionths.
     """

@@ -152,7 +152,7 @@ MAX_WEISZFELD_STEPS = 64
 """Steps of the geometric median; eight are enough in practice."""
 
 MAX_TRAILING_ROUNDS = 1024
-"""Rounds whose norms make up the trailing median."""
+"""Updates whose norms and breadths are remembered."""
 
 MAX_ROOT_KEYS = 16
 """Root keys of one swarm."""

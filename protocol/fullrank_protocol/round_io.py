@@ -15,6 +15,7 @@ from fullrank_protocol.errors import Rule
 from fullrank_protocol.scaled import Scaled
 from fullrank_protocol.snapshot import Snapshot
 from fullrank_protocol.vote import Vote
+from fullrank_protocol.weights import PastUpdate
 from fullrank_protocol.wire import objects_pb2 as wire
 
 # ---- events --------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ class Merge:
 
     key: MergeKey
     entries: tuple[MergeEntry, ...]
-    trailing_norms: tuple[Scaled, ...]
+    trailing: tuple[PastUpdate, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -154,7 +154,7 @@ def merge(state: RoundState, parent: ChainState, key: MergeKey, now_ms: int) -> 
                 base_round=base.round,
             )
         )
-    yield Merge(key=key, entries=tuple(entries), trailing_norms=parent.update_norms)
+    yield Merge(key=key, entries=tuple(entries), trailing=parent.updates)
 
 
 def merge_failed(state: RoundState, event: MergeFailed, now_ms: int) -> Iterator[Action]:

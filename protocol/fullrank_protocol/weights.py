@@ -15,9 +15,13 @@ and nothing runs until it converges. With n_i = sqrt(G_ii), t_i = min(num_tokens
    b_i = a_i / d_i. Voices are counted by head and not by tokens: a weighted geometric median of a few deltas is
    nearly the delta of whoever trained most, which would silence all others.
 5. Open share, on the b_i as on the masses; then the b_i are divided by their sum.
-6. Outer step and update norm. c_i = outer_step * b_i * f_i; if the norm of sum c_i dW_i exceeds
-   update_norm_cap times the lower median of the trailing update norms above zero, the c_i are scaled down to it.
-7. The weights are the c_i rounded to 8 bits, half to even.
+6. Outer step and breadth. c_i = outer_step * b_i * f_i. The breadth of weights, (sum c_i)^2 / sum c_i^2, is the
+   number of equal deltas whose mean has as much noise (Kish 1965). Where it is less than nine tenths of what is
+   usual, the mean of trailing breadths and this one, the c_i are shortened in proportion: few deltas in a round are
+   noise that the next rounds have to take back.
+7. Update norm. If the norm of sum c_i dW_i exceeds update_norm_cap times the lower median of the trailing update
+   norms above zero, the c_i are scaled down to it.
+8. The weights are the c_i rounded to 8 bits, half to even.
 """
 
 import math
@@ -29,6 +33,9 @@ from fullrank_protocol.scaled import ZERO, Scaled
 
 DISTANCE_FLOOR = 2.0**-20
 """Least distance in the geometric median, as a share of the median norm: far above the 2^-26 of rounding."""
+
+LEAST_USUAL_BREADTH = 0.9
+"""Share of the usual breadth from which an update keeps its length: uniform rounds differ by less than the rest."""
 
 
 class WeightRule(Protocol):
@@ -52,7 +59,7 @@ class WeightRule(Protocol):
 
     @property
     def trailing_rounds(self) -> int:
-        """Length of the trailing median."""
+        """Updates that trailing norms and breadths are taken from."""
 
     @property
     def outer_step(self) -> Scaled:
@@ -83,6 +90,19 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PastUpdate:
+    """What the rule remembers of an update.
+
+    Attributes:
+        norm: Of the update.
+        breadth: Of its weights; see `breadth_of`.
+    """
+
+    norm: Scaled
+    breadth: Scaled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeighResult:
     """Weights in the order of the entries, and the norm of the update that they make."""
 
@@ -90,11 +110,20 @@ class WeighResult:
     update_norm: Scaled
 
 
+def breadth_of(weights: Sequence[Scaled]) -> Scaled:
+    """Number of equal deltas whose mean has as much noise as the sum with these weights: (sum w)^2 / sum w^2.
+
+    Args:
+        weights: Of a checkpoint's contributions, ascending by contribution id; zero where none counts.
+    """
+    return Scaled.of(_breadth([weight.value() for weight in weights]))
+
+
 def weigh(
     entries: Sequence[Entry],
     gram: Sequence[Sequence[float]],
     rule: WeightRule,
-    trailing_norms: Sequence[Scaled],
+    trailing: Sequence[PastUpdate],
 ) -> WeighResult:
     """Weigh a checkpoint's contributions.
 
@@ -102,7 +131,7 @@ def weigh(
         entries: In any order, ids distinct.
         gram: Their inner products in the same order; no zero on the diagonal.
         rule: The genesis'.
-        trailing_norms: Update norms of the normal checkpoints on the chain up to the parent, oldest first.
+        trailing: Updates of the normal checkpoints on the chain up to the parent, oldest first.
 
     Returns:
         All weights zero when nobody's tokens count.
@@ -116,7 +145,7 @@ def weigh(
     ascending = [entries[i] for i in order]
     g = [[float(gram[i][j]) for j in order] for i in order]
     _check(ascending, g)
-    coefficients = _coefficients(ascending, g, rule, trailing_norms)
+    coefficients = _coefficients(ascending, g, rule, trailing)
     rounded = [Scaled.of(coefficient) for coefficient in coefficients]
     norm = _norm_of_sum([weight.value() for weight in rounded], g)
     weights = [ZERO] * len(entries)
@@ -126,7 +155,7 @@ def weigh(
 
 
 def _coefficients(
-    entries: list[Entry], g: list[list[float]], rule: WeightRule, trailing_norms: Sequence[Scaled]
+    entries: list[Entry], g: list[list[float]], rule: WeightRule, trailing: Sequence[PastUpdate]
 ) -> list[float]:
     count = len(entries)
     strangers = [entry.stranger for entry in entries]
@@ -151,7 +180,10 @@ def _coefficients(
 
     step = rule.outer_step.value()
     coefficients = [step * (shares[i] / total) * factors[i] for i in range(count)]
-    cap = _update_norm_cap(rule, trailing_norms)
+    recent = list(trailing)[-rule.trailing_rounds :] if rule.trailing_rounds else []
+    shortened = _shortening(_breadth(coefficients), [update.breadth.value() for update in recent])
+    coefficients = [coefficient * shortened for coefficient in coefficients]
+    cap = _update_norm_cap(rule, [update.norm.value() for update in recent])
     norm = _norm_of_sum(coefficients, g)
     if cap is not None and norm > cap:
         return [coefficient * (cap / norm) for coefficient in coefficients]
@@ -211,9 +243,20 @@ def _distances(h: list[list[float]], voices: list[float], steps: int, floor: flo
     return distances
 
 
-def _update_norm_cap(rule: WeightRule, trailing_norms: Sequence[Scaled]) -> float | None:
-    recent = list(trailing_norms)[-rule.trailing_rounds :] if rule.trailing_rounds else []
-    history = [norm.value() for norm in recent if norm.mantissa]
+def _breadth(coefficients: list[float]) -> float:
+    total, square = _total(coefficients), _dot(coefficients, coefficients)
+    return total * total / square if square > 0.0 else 0.0
+
+
+def _shortening(breadth: float, recent: list[float]) -> float:
+    """Factor of an update whose breadth is less than usual; 1 for others."""
+    known = [past for past in recent if past > 0.0] + [breadth]
+    least = LEAST_USUAL_BREADTH * (_total(known) / len(known))
+    return breadth / least if breadth < least else 1.0
+
+
+def _update_norm_cap(rule: WeightRule, recent: list[float]) -> float | None:
+    history = [norm for norm in recent if norm > 0.0]
     if not history or rule.update_norm_cap_milli == 0:
         return None
     return rule.update_norm_cap_milli / 1000 * _lower_median(history, [1.0] * len(history))

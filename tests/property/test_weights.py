@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fullrank_protocol.genesis import AggregationRule
 from fullrank_protocol.scaled import Scaled
-from fullrank_protocol.weights import Entry, weigh
+from fullrank_protocol.weights import Entry, PastUpdate, breadth_of, weigh
 
 ROUNDING = 1 + 1 / 128
 
@@ -46,19 +46,27 @@ rules = st.builds(
 )
 
 
-@given(cohorts(), rules, st.lists(st.floats(0, 1e6), max_size=5))
+@given(cohorts(), rules, st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 64)), max_size=5))
 def test_weights_keep_every_cap(
-    cohort: tuple[list[Entry], np.ndarray], rule: AggregationRule, past: list[float]
+    cohort: tuple[list[Entry], np.ndarray], rule: AggregationRule, past: list[tuple[float, float]]
 ) -> None:
     entries, vectors = cohort
     gram = (vectors @ vectors.T).tolist()
-    norms = [Scaled.of(norm) for norm in past]
-    found = weigh(entries, gram, rule, norms)
+    norms = [Scaled.of(norm) for norm, _ in past]
+    updates = [
+        PastUpdate(norm=norm, breadth=Scaled.of(breadth)) for norm, (_, breadth) in zip(norms, past, strict=True)
+    ]
+    found = weigh(entries, gram, rule, updates)
     weights = np.array([weight.value() for weight in found.weights])
     step = rule.outer_step.value()
     assert (weights >= 0).all()
     assert weights.sum() <= step * ROUNDING
     assert all(weight == 0 for entry, weight in zip(entries, weights, strict=True) if entry.num_tokens == 0)
+    breadths = [breadth for _, breadth in past[-rule.trailing_rounds :] if breadth]
+    if breadths and weights.any():
+        breadth = breadth_of(found.weights).value()
+        usual = (sum(breadths) + breadth) / (len(breadths) + 1)
+        assert weights.sum() <= step * min(1.0, breadth / (0.9 * usual)) * ROUNDING**4
     recent = sorted(norm.value() for norm in norms[-rule.trailing_rounds :] if norm.mantissa)
     if recent:
         cap = rule.update_norm_cap_milli / 1000 * recent[(len(recent) - 1) // 2]

@@ -102,13 +102,14 @@ def test_rule_version_1_knows_no_corrections() -> None:
     refuses(tale, tale.genesis, Rule.POLICY, "rule version 1 allows 1", slot=1, model_digest=BASE_DIGEST, **fields)
 
 
-def test_the_norms_of_the_newest_updates_are_kept_for_the_cap() -> None:
+def test_norms_and_breadths_of_the_newest_updates_are_kept() -> None:
     tale = story(rule={"trailing_rounds": 2})
     state = tale.genesis
     for slot, norm in ((1, 1.0), (2, 2.0), (4, 4.0)):
         state = tale.round_of(state, slot=slot, update_norm=Scaled.of(norm))
         state = tale.grow(state, slot=slot + 1) if slot == 2 else state
-    assert [norm.value() for norm in state.update_norms] == [2.0, 4.0]
+    assert [update.norm.value() for update in state.updates] == [2.0, 4.0]
+    assert [update.breadth.value() for update in state.updates] == [1.0, 1.0]
 
 
 # ---- ancestors -------------------------------------------------------------------------------------

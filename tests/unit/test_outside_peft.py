@@ -100,7 +100,7 @@ class Round:
                 }
             )
         request = {"genesis_path": str(path), "masters_dir": str(masters.directory), "parent_manifest": manifest}
-        made = Recompute().recompute({**request, "entries": entries, "trailing_norms": []}, ignore)
+        made = Recompute().recompute({**request, "entries": entries, "trailing": []}, ignore)
         assert made["refused"] == []
         self.weights = [Scaled(mantissa=mantissa, exponent=exponent) for mantissa, exponent in made["weights"]]
         self.after = {

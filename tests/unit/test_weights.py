@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fullrank_protocol.genesis import AggregationRule
-from fullrank_protocol.scaled import ZERO, Scaled
-from fullrank_protocol.weights import Entry, WeighResult, weigh
+from fullrank_protocol.scaled import MAX_SCALED_EXPONENT, ZERO, Scaled
+from fullrank_protocol.weights import Entry, PastUpdate, WeighResult, breadth_of, weigh
 
 RULE = AggregationRule(
     max_contributions=64,
@@ -53,12 +53,25 @@ def gram_of(volunteers: list[Volunteer]) -> list[list[float]]:
     return [[math.fsum(a * b for a, b in zip(i.delta, j.delta, strict=True)) for j in volunteers] for i in volunteers]
 
 
-def result(volunteers: list[Volunteer], rule: AggregationRule = RULE, norms: tuple[float, ...] = ()) -> WeighResult:
-    return weigh(entries_of(volunteers), gram_of(volunteers), rule, [Scaled.of(norm) for norm in norms])
+def result(
+    volunteers: list[Volunteer],
+    rule: AggregationRule = RULE,
+    norms: tuple[float, ...] = (),
+    breadths: tuple[float, ...] = (),
+) -> WeighResult:
+    """Weighed after updates of these norms, or of these breadths."""
+    past = [PastUpdate(norm=Scaled.of(norm), breadth=ZERO) for norm in norms]
+    past += [PastUpdate(norm=ZERO, breadth=Scaled.of(breadth)) for breadth in breadths]
+    return weigh(entries_of(volunteers), gram_of(volunteers), rule, past)
 
 
-def weights(volunteers: list[Volunteer], rule: AggregationRule = RULE, norms: tuple[float, ...] = ()) -> list[float]:
-    return [weight.value() for weight in result(volunteers, rule, norms).weights]
+def weights(
+    volunteers: list[Volunteer],
+    rule: AggregationRule = RULE,
+    norms: tuple[float, ...] = (),
+    breadths: tuple[float, ...] = (),
+) -> list[float]:
+    return [weight.value() for weight in result(volunteers, rule, norms, breadths).weights]
 
 
 def axis(at: int, *, length: float = 1.0, dimensions: int = 8) -> tuple[float, ...]:
@@ -206,6 +219,46 @@ def test_only_recent_rounds_with_an_update_count_for_the_cap() -> None:
     assert weights(one, replace(RULE, update_norm_cap_milli=0), norms=(1.0,)) == [1.0]
 
 
+def test_the_breadth_is_the_number_of_equal_deltas_with_as_much_noise() -> None:
+    assert breadth_of([Scaled.of(0.25)] * 4) == Scaled.of(4.0)
+    assert breadth_of([Scaled.of(0.5), Scaled.of(0.25), Scaled.of(0.25)]) == Scaled.of(1 / (0.25 + 0.125))
+    assert breadth_of([Scaled.of(1.0), ZERO]) == Scaled.of(1.0)
+    assert breadth_of([ZERO, ZERO]) == ZERO
+    assert breadth_of([Scaled(mantissa=255, exponent=MAX_SCALED_EXPONENT)] * 64) == Scaled.of(64.0)
+
+
+def test_a_round_of_fewer_deltas_than_usual_is_shortened_in_proportion() -> None:
+    one = [Volunteer(axis(0))]
+    usual = (4 + 4 + 1) / 3
+    assert weights(one, breadths=(4.0, 4.0)) == [Scaled.of(1 / (0.9 * usual)).value()]
+    assert weights(one, replace(RULE, outer_step=Scaled.of(0.5)), breadths=(4.0, 4.0)) == [
+        Scaled.of(0.5 / (0.9 * usual)).value()
+    ]
+
+
+def test_a_tenth_fewer_than_usual_or_any_more_change_nothing() -> None:
+    four = [Volunteer(axis(i)) for i in range(4)]
+    assert weights(four, breadths=(4.5, 4.5)) == [0.25] * 4
+    assert weights(four, breadths=(1.0, 1.0)) == [0.25] * 4
+    assert weights(four, breadths=(5.0, 5.0))[0] < 0.25
+
+
+def test_only_recent_rounds_with_weights_are_usual() -> None:
+    one = [Volunteer(axis(0))]
+    assert weights(one, breadths=(64.0, 1.0, 1.0, 1.0)) == [1.0]
+    assert weights(one, breadths=(0.0, 0.0, 2.0)) == [Scaled.of(1 / (0.9 * 1.5)).value()]
+    assert weights(one, breadths=(0.0, 0.0, 0.0)) == [1.0]
+
+
+def test_the_cap_is_for_what_is_left_after_shortening() -> None:
+    one = [Volunteer(axis(0, length=8.0))]
+    past = [PastUpdate(norm=Scaled.of(4.0), breadth=Scaled.of(9.0))]
+    found = weigh(entries_of(one), gram_of(one), RULE, past)
+    assert found.weights == (Scaled.of(1 / (0.9 * 5.0)),)
+    past = [PastUpdate(norm=Scaled.of(1.0), breadth=Scaled.of(9.0))]
+    assert weigh(entries_of(one), gram_of(one), RULE, past).update_norm == Scaled.of(1.5)
+
+
 def test_the_outer_step_comes_before_the_cap() -> None:
     doubled = replace(RULE, outer_step=Scaled.of(2.0))
     assert weights([Volunteer(axis(0))], doubled, norms=(1.0,)) == [1.5]
@@ -230,14 +283,14 @@ def test_the_order_of_entries_changes_nothing() -> None:
         for _ in range(9)
     ]
     entries, gram = entries_of(volunteers), gram_of(volunteers)
-    norms = [Scaled.of(0.01)]
-    straight = weigh(entries, gram, RULE, norms)
+    past = [PastUpdate(norm=Scaled.of(2.0), breadth=Scaled.of(9.0))] * 3
+    straight = weigh(entries, gram, RULE, past)
     order = rng.permutation(9).tolist()
     shuffled = weigh(
         tuple(entries[i] for i in order),
         np.array(gram)[np.ix_(order, order)],  # type: ignore[arg-type]
         RULE,
-        tuple(norms),
+        tuple(past),
     )
     assert shuffled.weights == tuple(straight.weights[i] for i in order)
     assert shuffled.update_norm == straight.update_norm

@@ -114,7 +114,7 @@ class Setting:
             "masters_dir": str(self.masters.directory),
             "parent_manifest": self.manifest,
             "entries": self.entries if entries is None else entries,
-            "trailing_norms": [],
+            "trailing": [],
             **fields,
         }
 
@@ -262,7 +262,8 @@ def test_nothing_accepted_changes_nothing(setting: Setting) -> None:
 def test_the_trailing_norms_cap_the_update(setting: Setting) -> None:
     free = setting.recompute()["update_norm"]
     small = Scaled.of(Scaled(mantissa=free[0], exponent=free[1]).value() / 10)
-    capped = setting.recompute(trailing_norms=[[small.mantissa, small.exponent]] * 3)["update_norm"]
+    past = {"norm": [small.mantissa, small.exponent], "breadth": [0, 0]}
+    capped = setting.recompute(trailing=[past] * 3)["update_norm"]
     assert Scaled(mantissa=capped[0], exponent=capped[1]).value() == pytest.approx(1.5 * small.value(), rel=0.01)
 
 

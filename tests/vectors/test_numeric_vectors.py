@@ -17,7 +17,7 @@ from fullrank_protocol.genesis import AggregationRule, Limits, Module, ModuleKin
 from fullrank_protocol.gram import gram
 from fullrank_protocol.scaled import Scaled
 from fullrank_protocol.state import apply_tile, canonical_float32, model_digest, plan_module, tensor_sha256
-from fullrank_protocol.weights import Entry, weigh
+from fullrank_protocol.weights import Entry, PastUpdate, weigh
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -140,7 +140,11 @@ def test_weights_are_those_of_the_file() -> None:
                 "weiszfeld_steps": case["weiszfeld_steps"],
             }
         )
-        found = weigh(entries, inner, rule, [Scaled(mantissa=m, exponent=e) for m, e in case["trailing_norms"]])
+        trailing = [
+            PastUpdate(**{name: Scaled(mantissa=m, exponent=e) for name, (m, e) in past.items()})
+            for past in case["trailing"]
+        ]
+        found = weigh(entries, inner, rule, trailing)
         assert [[weight.mantissa, weight.exponent] for weight in found.weights] == case["weights"], case["why"]
         assert [found.update_norm.mantissa, found.update_norm.exponent] == case["update_norm"], case["why"]
 

@@ -113,7 +113,7 @@ class Setting:
             "masters_dir": str(self.masters.directory),
             "parent_manifest": self.manifest,
             "entries": entries,
-            "trailing_norms": [],
+            "trailing": [],
             "threads": threads,
         }
 

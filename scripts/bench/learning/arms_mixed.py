@@ -18,8 +18,7 @@ from fullrank_protocol.codec import CODEC_PACKED, decode
 from fullrank_protocol.delta import Delta, expand
 from fullrank_protocol.genesis import Genesis
 from fullrank_protocol.gram import gram
-from fullrank_protocol.scaled import Scaled
-from fullrank_protocol.weights import weigh
+from fullrank_protocol.weights import PastUpdate, breadth_of, weigh
 from learning.arm import AfterRound
 from learning.arms_swarm import Swarm, applied, entry_of
 
@@ -123,7 +122,7 @@ class Mixed(Swarm):
         genesis = run.bench.genesis(outer_step=self.outer_step, embeddings=self.embeddings)
         planned = timetable(self, run)
         weights = run.bench.initial
-        trailing: list[Scaled] = []
+        trailing: list[PastUpdate] = []
         on_the_way: list[Sent] = []
         num_averaged = len(run.nodes)
         for number in range(planned.rounds):
@@ -147,7 +146,7 @@ class Mixed(Swarm):
                 for sent in arrived
             ]
             weighed = weigh(entries, gram(deltas, genesis.modules), genesis.rule, trailing)
-            trailing.append(weighed.update_norm)
+            trailing.append(PastUpdate(norm=weighed.update_norm, breadth=breadth_of(weighed.weights)))
             weights = applied(weights, deltas, weighed.weights, genesis)
             merged = tuple((delta, weight.value()) for delta, weight in zip(deltas, weighed.weights, strict=True))
             yield AfterRound(
