@@ -463,6 +463,8 @@ class Runner:
                     manifest=manifest,
                     base_round=action.base_round,
                     num_averaged=action.num_averaged,
+                    num_late=action.num_late,
+                    pending=action.pending,
                     deadline_ms=action.deadline_ms,
                 ),
             )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fullrank_protocol.chain import ChainState, common_ancestor, contribution_staleness
+from fullrank_protocol.chain import ChainState, check_contributor, common_ancestor, contribution_staleness
 from fullrank_protocol.checkpoint import contributions
 from fullrank_protocol.errors import IgnoreError, RejectError
 from fullrank_protocol.genesis import Policy
@@ -19,6 +19,7 @@ from fullrank_protocol.round_io import (
     Keep,
     Merged,
     MergeKey,
+    PendingContribution,
     Settled,
     SignCheckpoint,
     SignTakeUp,
@@ -227,15 +228,40 @@ def train(state: RoundState, now_ms: int) -> Iterator[Action]:
     if deadline - now_ms < window // MIN_TRAINING_SHARE or not _may_contribute(state, head, slot=slot):
         return
     state.training = head.here
-    yield Train(base=head.here, base_round=head.round, num_averaged=_num_merged_last(state, head), deadline_ms=deadline)
+    num_merged, num_late = _merged_last(state, head)
+    yield Train(
+        base=head.here,
+        base_round=head.round,
+        num_averaged=num_merged,
+        num_late=num_late,
+        pending=tuple(_pending(state, head)),
+        deadline_ms=deadline,
+    )
 
 
-def _num_merged_last(state: RoundState, head: ChainState) -> int:
-    """Contributions of the newest round on this chain; before the first one, as many as there are founders."""
+def _merged_last(state: RoundState, head: ChainState) -> tuple[int, int]:
+    """Contributions of the newest round on this chain, and the late ones; before the first one, the founders'."""
     newest = state.tree.nodes.get(head.last_normal.checkpoint)
     if newest is None or newest.checkpoint is None:
-        return len(state.genesis.membership.founders)
-    return len(newest.checkpoint.accepted)
+        return len(state.genesis.membership.founders), 0
+    bases = [state.tree.lookup(accepted.contribution.base_checkpoint) for accepted in newest.checkpoint.accepted]
+    return len(bases), sum(base is None or base.round < newest.checkpoint.round - 1 for base in bases)
+
+
+def _pending(state: RoundState, head: ChainState) -> Iterator[PendingContribution]:
+    """What this node has sent, and a child of its head may still merge."""
+    for contribution_id in sorted(state.candidates):
+        candidate = state.candidates[contribution_id]
+        contribution = candidate.contribution
+        if contribution.member != state.key or candidate.status is DeltaStatus.REFUSED:
+            continue
+        try:
+            check_contributor(contribution, head, genesis=state.genesis)
+            contribution_staleness(contribution, head, genesis=state.genesis, lookup=state.tree.lookup)
+        except (RejectError, IgnoreError):
+            continue
+        base = state.tree.state(contribution.base_checkpoint)
+        yield PendingContribution(contribution=contribution, base_round=base.round)
 
 
 def _has_contributed(state: RoundState, head: ChainState) -> bool:

@@ -285,16 +285,28 @@ class Finalised:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PendingContribution:
+    """A contribution on its way into a merge, and the round of its base."""
+
+    contribution: Contribution
+    base_round: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Train:
     """Train on the head until the deadline and contribute; answer with `TrainingEnded`.
 
     Attributes:
         num_averaged: How many contributions the next merge can be expected to average.
+        num_late: How many of these can be expected to be late.
+        pending: Contributions of this node that its head has not merged and still may.
     """
 
     base: Mark
     base_round: int
     num_averaged: int
+    num_late: int
+    pending: tuple[PendingContribution, ...]
     deadline_ms: int
 
 

@@ -771,6 +771,42 @@ def test_a_node_that_trains_is_told_how_many_contributions_the_next_merge_can_be
         assert only(Train, machine.feed(TrainingAllowed(allowed=True))).num_averaged == 1
 
 
+def test_a_node_that_trains_is_told_what_of_its_own_is_still_on_the_way_and_how_many_come_late() -> None:
+    """A merge without its first delta, one with it, and it has come late; another node's is none of its own."""
+    tale = story("ada", "bob", policy=wire.OPEN)
+    first, other = tale.contribution("zoe"), tale.contribution("ada")
+    one = tale.round_of(tale.genesis, slot=1, accepted=[tale.contribution("bob")])
+    second = tale.contribution("zoe", one)
+    two = tale.round_of(one, slot=2, accepted=[tale.contribution("bob", one), first], by="bob")
+    machine = trainer(tale, "zoe")
+    assert only(Train, machine.at(1)).pending == ()
+    machine.receive(first, other)
+    machine.feed(TrainingEnded(base=tale.genesis.id, produced=True))
+    machine.at(2)
+    train = only(Train, machine.receive(one))
+    assert [(each.contribution.id, each.base_round) for each in train.pending] == [(first.id, 0)]
+    assert (train.num_averaged, train.num_late) == (1, 0)
+    machine.receive(second)
+    machine.feed(TrainingEnded(base=one.id, produced=True))
+    machine.at(3)
+    train = only(Train, machine.receive(two))
+    assert [(each.contribution.id, each.base_round) for each in train.pending] == [(second.id, 1)]
+    assert (train.num_averaged, train.num_late) == (2, 1)
+
+
+def test_a_refused_delta_is_not_on_the_way() -> None:
+    tale = story("ada", "bob", policy=wire.OPEN)
+    first = tale.contribution("zoe")
+    one = tale.round_of(tale.genesis, slot=1, accepted=[tale.contribution("bob")])
+    machine = trainer(tale, "zoe")
+    machine.verdicts[first.id] = refused(first)
+    machine.at(1)
+    machine.receive(first)
+    machine.feed(TrainingEnded(base=tale.genesis.id, produced=True))
+    machine.at(2)
+    assert only(Train, machine.receive(one)).pending == ()
+
+
 def test_training_waits_for_the_next_slot_when_less_than_a_quarter_of_a_window_is_left() -> None:
     tale = story("ada", "bob")
     assert some(Train, trainer(tale).at(3, 650))

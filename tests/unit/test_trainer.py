@@ -206,6 +206,53 @@ def test_a_node_whose_deltas_are_averaged_with_others_trains_by_the_variance_of_
     assert load_state(Path(bench.request["state_dir"])).means == {}
 
 
+def whole_b(delta: Any, genesis: Any) -> dict[str, np.ndarray]:
+    return {
+        part.module: lora.meant_by(part, genesis.module(part.module), rank=max(part.row_R) + 1) for part in delta.parts
+    }
+
+
+def test_with_a_delta_on_the_way_a_node_trains_as_if_it_were_merged(bench: Bench) -> None:
+    """Expected whole, as of a node alone, it is the same as weights that have it, up to rounding in training."""
+    genesis = bench.swarm.genesis
+    where = {"error_feedback": False, "carry_moments": False, "bits_b": 8}
+    alone = bench.trainer.train_alone(
+        bench.request | where | {"rounds": 1, "work_dir": str(bench.directory / "alone"), "learning_rate": 3e-3}
+    )
+    sent = bench.train(**where, learning_rate=3e-3, out_path=str(bench.directory / "sent.bin"))
+    pending = [{"path": sent["blob_path"], "codec": sent["codec"], "round": 0}]
+    fresh = {**where, "round": 1, "learning_rate": 3e-3}
+
+    def next_delta(name: str, **changes: Any) -> dict[str, np.ndarray]:
+        return whole_b(bench.delta(**fresh, state_dir=str(bench.directory / name), **changes), genesis)
+
+    merged = next_delta("merged", masters_dir=alone["masters_dir"], manifest=alone["manifest"])
+    expected = next_delta("expected", pending=pending)
+    again = next_delta("again")
+
+    def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+        return math.sqrt(sum(float(((one[name] - other[name]) ** 2).sum()) for name in one))
+
+    assert distance(expected, merged) < 0.05 * distance(again, merged)
+
+
+def test_a_delta_of_another_a_or_that_is_gone_is_not_expected(bench: Bench) -> None:
+    sent = bench.train(out_path=str(bench.directory / "sent.bin"))
+    pending = {"path": sent["blob_path"], "codec": sent["codec"], "round": 0}
+
+    def next_delta(name: str, **changes: Any) -> Any:
+        return bench.delta(state_dir=str(bench.directory / name), **changes)
+
+    assert next_delta("same", round=1, pending=[pending]) != next_delta("none", round=1)
+    assert next_delta("old", round=2, pending=[pending]) == next_delta("new", round=2)
+    gone = {**pending, "path": str(bench.directory / "nowhere.bin")}
+    assert next_delta("gone", round=1, pending=[gone]) == next_delta("nothing", round=1)
+    (bench.directory / "sent.bin").write_bytes(b"spoilt")
+    assert next_delta("spoilt", round=1, pending=[pending]) == next_delta("whole", round=1)
+    narrow = next_delta("narrow", round=1, rank=2)
+    assert next_delta("other rank", round=1, rank=2, pending=[pending]) == narrow
+
+
 def test_of_another_a_only_the_mean_size_of_the_gradients_is_kept() -> None:
     """B of a linear layer has its components along the second axis, that of embeddings along the first."""
     moments = {

@@ -27,6 +27,7 @@ from fullrank_node.training.optimizer_state import (
     state_for,
     state_key,
 )
+from fullrank_node.training.pending import Pending, PendingDelta, expected
 from fullrank_protocol.codec import CODEC_PACKED, encode
 from fullrank_protocol.delta import SeedContext
 from fullrank_protocol.errors import RejectError
@@ -65,6 +66,8 @@ class Plan:
         carry_moments: Whether AdamW's state lives as long as A does, and its second moments longer.
         betas: AdamW's decays of first and second moments.
         num_averaged: Contributions that this one is expected to be averaged with, itself included.
+        num_late: How many of them are expected to be late.
+        pending: Deltas of this node that no merge has taken yet.
     """
 
     member: bytes
@@ -83,6 +86,8 @@ class Plan:
     carry_moments: bool
     betas: tuple[float, float]
     num_averaged: int
+    num_late: int = 0
+    pending: tuple[PendingDelta, ...] = ()
 
     @classmethod
     def of(cls, request: Mapping[str, Any], genesis: Genesis) -> "Plan":
@@ -116,6 +121,13 @@ class Plan:
             carry_moments=bool(stated.get("carry_moments", True)),
             betas=ADAM_BETAS,
             num_averaged=int(stated.get("num_averaged", 1)),
+            num_late=int(stated.get("num_late", 0)),
+            pending=tuple(
+                PendingDelta(
+                    path=Path(one["path"]), codec=int(one["codec"]), period=int(one["round"]) // hints.period_rounds
+                )
+                for one in stated.get("pending", ())
+            ),
         )
 
 
@@ -159,6 +171,8 @@ def contribute(
             state = state_for(state, key, component_axes=adapter.component_axes())
         else:
             state = forgotten(state)
+        adapter.start_at(_expected(plan, adapter, genesis))
+        started_at = adapter.factors()
         steps = run_steps(
             adapter,
             lambda rows: cache.read("train", rows),
@@ -172,7 +186,7 @@ def contribute(
             progress=progress,
         )
         started_s = time.monotonic()
-        factors = adapter.factors()
+        factors = lora.learned(started_at, adapter.factors()) if plan.mode == lora.MODE_B else adapter.factors()
         parameters = adapter.named_parameters()
         moments = read_moments(steps.optimizer, parameters) if plan.mode == lora.MODE_B else {}
         means = read_means(steps.optimizer, parameters) if plan.mode == lora.MODE_B else {}
@@ -195,6 +209,15 @@ def contribute(
         ),
     )
     return done
+
+
+def _expected(plan: Plan, adapter: lora.Adapter, genesis: Genesis) -> dict[str, lora.Float32Array]:
+    """What merges will bring of this node's pending deltas that have the same A."""
+    same = tuple(one for one in plan.pending if one.period == plan.period)
+    if plan.mode != lora.MODE_B or not same:
+        return {}
+    pending = Pending(deltas=same, num_averaged=plan.num_averaged, num_late=plan.num_late)
+    return expected(pending, adapter.ranks(), genesis)
 
 
 def _encoded(

@@ -6,7 +6,7 @@ Pausing kills the trainer's process: that frees its memory, and loses at most th
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fullrank_node.home import Home
 from fullrank_node.training.neighbours import shared_threads
 from fullrank_protocol.blob import BlobRef
 from fullrank_protocol.genesis import Genesis
+from fullrank_protocol.round_io import PendingContribution
 
 log = logging.getLogger(__name__)
 
@@ -176,9 +177,18 @@ class TrainerDriver:
             )
 
     async def train(
-        self, *, manifest: Mapping[str, str], base_round: int, num_averaged: int, deadline_ms: int
+        self,
+        *,
+        manifest: Mapping[str, str],
+        base_round: int,
+        num_averaged: int,
+        num_late: int,
+        pending: Sequence[PendingContribution],
+        deadline_ms: int,
     ) -> TrainedDelta:
         """Train one delta on the weights of `manifest`, to be averaged with others, ready before the deadline.
+
+        `num_late` of those are expected to be late; `pending` are this node's own that are not merged yet.
 
         Raises:
             NodeError: Training failed; a cancelled call kills the trainer.
@@ -198,10 +208,21 @@ class TrainerDriver:
                     self._train_request(
                         manifest,
                         base_round=base_round,
-                        num_averaged=num_averaged,
                         deadline_ms=deadline_ms,
                         out_path=out_path,
-                    ),
+                    )
+                    | {
+                        "num_averaged": num_averaged,
+                        "num_late": num_late,
+                        "pending": [
+                            {
+                                "path": str(self._blobs.path(one.contribution.blob.id)),
+                                "codec": one.contribution.codec,
+                                "round": one.base_round,
+                            }
+                            for one in pending
+                        ],
+                    },
                     timeout_s=left_s + OVERRUN_S,
                 )
             finally:
@@ -252,7 +273,7 @@ class TrainerDriver:
             self._num_preparing -= 1
 
     def _train_request(
-        self, manifest: Mapping[str, str], *, base_round: int, num_averaged: int, deadline_ms: int, out_path: Path
+        self, manifest: Mapping[str, str], *, base_round: int, deadline_ms: int, out_path: Path
     ) -> dict[str, Any]:
         train = self._config.train
         return {
@@ -264,7 +285,6 @@ class TrainerDriver:
             "data_cache": str(self._cache_path),
             "state_dir": str(self._home.work_dir / "training"),
             "out_path": str(out_path),
-            "num_averaged": num_averaged,
             "deadline_ms": deadline_ms,
             "mode": train.mode.upper() if train.mode is not None else None,
             "rank": train.rank,

@@ -15,7 +15,7 @@ import math
 import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,6 +119,19 @@ class Adapter:
     def component_axes(self) -> dict[str, int]:
         """The axis of each B along which its components lie, by parameter name."""
         return {f"B.{name}": 0 if module.transposed else 1 for name, module in self.modules.items()}
+
+    def ranks(self) -> dict[str, int]:
+        """Components by module name."""
+        return {name: module.rank for name, module in self.modules.items()}
+
+    def start_at(self, B: Mapping[str, Float32Array]) -> None:
+        """Set the B of some modules, (O, R) by name."""
+        import torch
+
+        with torch.no_grad():
+            for name, B_OR in B.items():
+                one = self.modules[name]
+                one.B.copy_(torch.from_numpy(np.ascontiguousarray(B_OR.T) if one.transposed else B_OR))
 
     def factors(self) -> dict[str, Factors]:
         """Copies of the trained factors as float32."""
@@ -263,6 +276,11 @@ def quantize(
     return delta
 
 
+def learned(before: Mapping[str, Factors], after: Mapping[str, Factors]) -> dict[str, Factors]:
+    """What training added to each B, where it did not begin at zero."""
+    return {name: replace(one, B_OR=one.B_OR - before[name].B_OR) for name, one in after.items()}
+
+
 def rounding_residuals(factors: Mapping[str, Factors], delta: Delta, genesis: "Genesis") -> dict[str, Float32Array]:
     """What rounding took from each B in mode B: B minus what the integers stand for, by module name."""
     sent = {part.module: part for part in delta.parts if isinstance(part, LowRank)}
@@ -271,10 +289,22 @@ def rounding_residuals(factors: Mapping[str, Factors], delta: Delta, genesis: "G
         residual_OR = factor.B_OR.astype(np.float64)
         part = sent.get(name)
         if part is not None and part.row_R is not None:
-            scale_R = np.ldexp(np.array(part.scale_mantissa_R, np.float64), part.scale_exponent_R)
-            residual_OR[:, list(part.row_R)] -= part.B_OR * (scale_R / seeded_scale(genesis.module(name)))
+            residual_OR -= meant_by(part, genesis.module(name), rank=residual_OR.shape[1])
         residuals[name] = residual_OR.astype(np.float32)
     return residuals
+
+
+def meant_by(part: LowRank, module: "Module", *, rank: int) -> npt.NDArray[np.float64]:
+    """What the integers of a part in mode B stand for: B, (out_features, rank), on rows of the seeded A of norm 1.
+
+    Raises:
+        IndexError: The part has a row beyond the rank.
+    """
+    B_OR = np.zeros((module.out_features, rank))
+    if part.row_R is not None:
+        scale_R = np.ldexp(np.array(part.scale_mantissa_R, np.float64), part.scale_exponent_R)
+        B_OR[:, list(part.row_R)] = part.B_OR * (scale_R / seeded_scale(module))
+    return B_OR
 
 
 def seeded_scale(module: "Module") -> float:

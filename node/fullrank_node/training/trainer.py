@@ -141,7 +141,7 @@ class Trainer:
         {genesis_path, base_dir, masters_dir, manifest, round, member, seed, data_cache, state_dir, out_path,
         deadline_ms?} and, where they differ from the genesis' hints, {mode, rank, bits_b, bits_a, batch_size,
         learning_rate, warmup_steps, max_steps, total_rounds, stochastic, error_feedback, carry_moments,
-        num_averaged}
+        num_averaged, num_late, pending: [{path, codec, round}]}
         -> progress {step, of, loss, tokens_per_s, learning_rate}; {num_tokens, num_steps, loss_first,
         loss_last, blob_path, codec, num_bytes, rank, period, stopped_by, micro_batch, encode_ms}.
         """

@@ -14,6 +14,7 @@ import numpy as np
 
 from fullrank_node.training.blocks import IS_TARGET
 from fullrank_node.training.loop import Schedule
+from fullrank_node.training.pending import PendingDelta
 from fullrank_protocol.codec import CODEC_PACKED, decode
 from fullrank_protocol.delta import Delta, expand
 from fullrank_protocol.genesis import Genesis
@@ -124,17 +125,26 @@ class Mixed(Swarm):
         weights = run.bench.initial
         trailing: list[PastUpdate] = []
         on_the_way: list[Sent] = []
-        num_averaged = len(run.nodes)
+        num_averaged, num_late = len(run.nodes), 0
         for number in range(planned.rounds):
             run.bench.load(weights)
             begun = [task for task in planned.tasks if task.base == number]
             on_the_way += [
-                self._sent(run, genesis, task, rounds=planned.rounds, num_averaged=num_averaged) for task in begun
+                self._sent(
+                    run,
+                    genesis,
+                    task,
+                    rounds=planned.rounds,
+                    num_averaged=num_averaged,
+                    num_late=num_late,
+                    pending=[sent for sent in on_the_way if sent.task.node == task.node],
+                )
+                for task in begun
             ]
             arrived = [sent for sent in on_the_way if sent.task.arrives == number]
             on_the_way = [sent for sent in on_the_way if sent.task.arrives > number]
             deltas = [self._expanded(run, genesis, sent) for sent in arrived]
-            num_averaged = len(arrived) or num_averaged
+            num_averaged, num_late = len(arrived), sum(sent.task.base < number for sent in arrived)
             entries = [
                 entry_of(
                     run.nodes[sent.task.node],
@@ -156,8 +166,21 @@ class Mixed(Swarm):
                 merged=merged,
             )
 
-    def _sent(self, run: "Run", genesis: Genesis, task: Task, *, rounds: int, num_averaged: int) -> Sent:
+    def _sent(
+        self,
+        run: "Run",
+        genesis: Genesis,
+        task: Task,
+        *,
+        rounds: int,
+        num_averaged: int,
+        num_late: int,
+        pending: Sequence[Sent],
+    ) -> Sent:
         """Train. A slow node does not know that it is: it warms up as slowly as others."""
+        files = [run.directory / f"{task.node}-{number}.bin" for number in range(len(pending))]
+        for file, sent in zip(files, pending, strict=True):
+            file.write_bytes(sent.blob)
         schedule = Schedule(
             peak=run.rate,
             warmup_steps=min(run.setting.warmup, run.setting.steps),
@@ -168,7 +191,17 @@ class Mixed(Swarm):
         rank = self.rank_of(task.node)
         node = run.nodes[task.node]
         blob, num_tokens = self.contribution(
-            run, node, genesis, rank=rank, num_averaged=num_averaged, schedule=schedule
+            run,
+            node,
+            genesis,
+            rank=rank,
+            num_averaged=num_averaged,
+            schedule=schedule,
+            num_late=num_late,
+            pending=tuple(
+                PendingDelta(path=file, codec=CODEC_PACKED, period=sent.task.base // self.period)
+                for file, sent in zip(files, pending, strict=True)
+            ),
         )
         return Sent(task=task, blob=blob, num_tokens=num_tokens)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from fullrank_node.training.contribute import Plan, contribute
 from fullrank_node.training.loop import ADAM_BETAS, Schedule
 from fullrank_node.training.lora import MODE_AB, MODE_B
+from fullrank_node.training.pending import PendingDelta
 from fullrank_protocol.codec import CODEC_PACKED, decode
 from fullrank_protocol.delta import Delta, expand
 from fullrank_protocol.genesis import Genesis
@@ -108,7 +109,16 @@ class Swarm(Arm):
             yield AfterRound(models=(weights,), num_bytes=tuple(sizes), roundings=number + 1, merged=merged)
 
     def contribution(
-        self, run: "Run", node: "Node", genesis: Genesis, *, rank: int, num_averaged: int, schedule: Schedule
+        self,
+        run: "Run",
+        node: "Node",
+        genesis: Genesis,
+        *,
+        rank: int,
+        num_averaged: int,
+        schedule: Schedule,
+        num_late: int = 0,
+        pending: tuple[PendingDelta, ...] = (),
     ) -> tuple[bytes, int]:
         """One node's encoded delta, and the tokens that it trained on; the model comes back as it was."""
         home = run.directory / str(node.number)
@@ -130,6 +140,8 @@ class Swarm(Arm):
             carry_moments=self.carry,
             betas=(self.first_decay, ADAM_BETAS[1]),
             num_averaged=num_averaged if self.averaged else 1,
+            num_late=num_late,
+            pending=pending,
         )
         done = contribute(
             run.bench.model,
