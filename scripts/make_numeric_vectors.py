@@ -9,7 +9,7 @@ differently with another zstd; whatever it is, it has to decode to the integers 
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from fullrank_protocol.genesis import AggregationRule, Limits, Module, ModuleKin
 from fullrank_protocol.gram import gram
 from fullrank_protocol.scaled import Scaled
 from fullrank_protocol.state import apply_tile, canonical_float32, model_digest, plan_module, tensor_sha256
-from fullrank_protocol.weights import Entry, PastUpdate, weigh
+from fullrank_protocol.weights import Entry, PastUpdate, past_update, weigh
 
 VECTORS = Path(__file__).resolve().parent.parent / "protocol" / "vectors"
 
@@ -253,6 +253,10 @@ def make_gram(deltas: list[Delta]) -> dict[str, Any]:
     }
 
 
+def past_json(update: PastUpdate) -> dict[str, str]:
+    return {name: number.hex() for name, number in asdict(update).items()}
+
+
 def make_weights() -> dict[str, Any]:
     """Seven deltas of twelve entries: ordinary, late, idle, huge, twins, reversed, a stranger."""
     draws = Draws("weights")
@@ -280,17 +284,18 @@ def make_weights() -> dict[str, Any]:
         ("without the geometric median", 0, ()),
     ):
         rule = AggregationRule(**{**fields_of(AGGREGATION), "weiszfeld_steps": steps})
-        trailing = [PastUpdate(norm=Scaled.of(norm), breadth=Scaled.of(breadth)) for norm, breadth in past]
+        trailing = [PastUpdate(full_norm=norm, breadth=breadth) for norm, breadth in past]
         found = weigh(entries, inner, rule, trailing)
+        by_id = sorted(zip(entries, found.weights, strict=True), key=lambda pair: pair[0].contribution_id)
+        ascending = [weight for _, weight in by_id]
         cases.append(
             {
                 "why": why,
                 "weiszfeld_steps": steps,
-                "trailing": [
-                    {"norm": scaled_json(update.norm), "breadth": scaled_json(update.breadth)} for update in trailing
-                ],
+                "trailing": [past_json(update) for update in trailing],
                 "weights": [scaled_json(weight) for weight in found.weights],
                 "update_norm": scaled_json(found.update_norm),
+                "remembered": past_json(past_update(ascending, found.update_norm, rule, trailing)),
             }
         )
     rule_json = {**fields_of(AGGREGATION), "outer_step": scaled_json(AGGREGATION.outer_step)}

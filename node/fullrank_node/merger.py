@@ -6,6 +6,7 @@ is not kept any more is made again from the nearest ancestor that has one.
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,7 @@ class Merger:
                     "masters_dir": str(self.home.masters_dir),
                     "parent_manifest": dict(parent_manifest),
                     "entries": [self._entry(entry) for entry in request.entries],
-                    "trailing": [
-                        {
-                            name: [value.mantissa, value.exponent]
-                            for name, value in (("norm", past.norm), ("breadth", past.breadth))
-                        }
-                        for past in request.trailing
-                    ],
+                    "trailing": [asdict(past) for past in request.trailing],
                     "threads": shared_threads(self._threads),
                 },
                 timeout_s=MERGE_TIMEOUT_S,

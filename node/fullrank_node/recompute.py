@@ -11,7 +11,7 @@ import math
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from fullrank_protocol.errors import RejectError, Rule
 from fullrank_protocol.genesis import Genesis, open_genesis
 from fullrank_protocol.gram import gram, require_norm
 from fullrank_protocol.parts import Dense, LowRank
-from fullrank_protocol.scaled import Scaled
 from fullrank_protocol.state import plan_update
 from fullrank_protocol.weights import Entry, PastUpdate, weigh
 
@@ -79,7 +78,7 @@ class Recompute:
         """Weighs contributions and applies them to the parent's masters; the new masters are durable on return.
 
         {genesis_path, masters_dir, parent_manifest, entries: [{contribution_id, member, num_tokens, staleness,
-        stranger, blob_path, codec, period}], trailing: [{norm, breadth}], threads?, tile_elements?}
+        stranger, blob_path, codec, period}], trailing: [{full_norm, breadth}], threads?, tile_elements?}
         -> {contribution_ids, weights, update_norm, manifest, digest, refused: [{contribution_id, rule, detail}]}
 
         An entry that is refused is left out of the merge; `weights` go with `contribution_ids`, both in the order
@@ -112,9 +111,7 @@ class Recompute:
             self._deltas.end_merge()
             progress(stage="weigh")
             entries = [_entry(entry) for entry in accepted]
-            trailing = [
-                PastUpdate(norm=_scaled(past["norm"]), breadth=_scaled(past["breadth"])) for past in params["trailing"]
-            ]
+            trailing = [PastUpdate(**past) for past in params["trailing"]]
             products = gram(deltas, genesis.modules, each=pool.map)
             result = weigh(entries, products, genesis.rule, trailing)
 
@@ -315,10 +312,6 @@ def _check_masters(masters: MasterStore, manifest: Mapping[str, str], genesis: G
         raise ValueError(f"found a manifest of {len(manifest)} tensors, required the {len(names)} of the genesis")
     for module in genesis.modules:
         masters.open(manifest[module.name], (module.out_features, module.in_features), name=module.name)
-
-
-def _scaled(value: Sequence[int]) -> Scaled:
-    return Scaled(mantissa=value[0], exponent=value[1])
 
 
 def _entry(entry: Mapping[str, Any]) -> Entry:

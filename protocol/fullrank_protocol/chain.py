@@ -17,7 +17,7 @@ from fullrank_protocol.errors import IgnoreError, RejectError, Rule
 from fullrank_protocol.genesis import Genesis, Policy
 from fullrank_protocol.membership import ROLE_CONTRIBUTE, Members, initial_members
 from fullrank_protocol.vote import Vote
-from fullrank_protocol.weights import PastUpdate, breadth_of
+from fullrank_protocol.weights import PastUpdate, past_update
 from fullrank_protocol.wire import objects_pb2 as wire
 
 
@@ -51,7 +51,7 @@ class ChainState:
         voters: For every ancestor above `final` with carried votes: who voted.
         used: (member, base checkpoint) of contributions already decided on, with the round of the
             common ancestor, kept while another contribution on that base could still come.
-        updates: Norms and breadths of the newest updates, oldest first.
+        updates: Full norms and breadths of the newest updates, oldest first.
         model_digest: Digest of the shared model after this checkpoint; empty for the genesis.
     """
 
@@ -137,7 +137,7 @@ def extend(parent: ChainState, checkpoint: Checkpoint, *, genesis: Genesis, look
         check_certifier_change(parent, members, at_once=at_once)
         change = here
     is_normal = checkpoint.kind == CheckpointKind.NORMAL
-    updates = (*parent.updates, _update_of(checkpoint)) if is_normal else parent.updates
+    updates = (*parent.updates, _update_of(parent, checkpoint, genesis)) if is_normal else parent.updates
     state = replace(
         parent,
         here=here,
@@ -155,9 +155,9 @@ def extend(parent: ChainState, checkpoint: Checkpoint, *, genesis: Genesis, look
     return _carry_votes(state, checkpoint.votes, lookup=lookup)
 
 
-def _update_of(checkpoint: Checkpoint) -> PastUpdate:
+def _update_of(parent: ChainState, checkpoint: Checkpoint, genesis: Genesis) -> PastUpdate:
     weights = [accepted.weight for accepted in checkpoint.accepted]
-    return PastUpdate(norm=checkpoint.update_norm, breadth=breadth_of(weights))
+    return past_update(weights, checkpoint.update_norm, genesis.rule, parent.updates)
 
 
 def is_stalled(at: ChainState, *, slot: int, genesis: Genesis) -> bool:

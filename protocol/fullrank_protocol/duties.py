@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from fullrank_protocol.chain import ChainState, check_contributor, common_ancestor, contribution_staleness
+from fullrank_protocol.chain import ChainState, common_ancestor, contribution_staleness
 from fullrank_protocol.checkpoint import contributions
+from fullrank_protocol.contribution import Contribution
 from fullrank_protocol.errors import IgnoreError, RejectError
 from fullrank_protocol.genesis import Policy
 from fullrank_protocol.intake import release
@@ -241,27 +242,33 @@ def train(state: RoundState, now_ms: int) -> Iterator[Action]:
 
 def _merged_last(state: RoundState, head: ChainState) -> tuple[int, int]:
     """Contributions of the newest round on this chain, and the late ones; before the first one, the founders'."""
-    newest = state.tree.nodes.get(head.last_normal.checkpoint)
-    if newest is None or newest.checkpoint is None:
+    newest = state.tree.nodes[head.last_normal.checkpoint].checkpoint
+    if newest is None:
         return len(state.genesis.membership.founders), 0
-    bases = [state.tree.lookup(accepted.contribution.base_checkpoint) for accepted in newest.checkpoint.accepted]
-    return len(bases), sum(base is None or base.round < newest.checkpoint.round - 1 for base in bases)
+    merged = [accepted.contribution for accepted in newest.accepted]
+    parent = state.tree.state(newest.parent)
+    return len(merged), sum(_staleness(state, contribution, parent) > 0 for contribution in merged)
 
 
 def _pending(state: RoundState, head: ChainState) -> Iterator[PendingContribution]:
-    """What this node has sent, and a child of its head may still merge."""
+    """What this node has sent, and may still be merged after its head, by its age."""
     for contribution_id in sorted(state.candidates):
         candidate = state.candidates[contribution_id]
         contribution = candidate.contribution
         if contribution.member != state.key or candidate.status is DeltaStatus.REFUSED:
             continue
+        if (contribution.member, contribution.base_checkpoint) in head.used:
+            continue
         try:
-            check_contributor(contribution, head, genesis=state.genesis)
-            contribution_staleness(contribution, head, genesis=state.genesis, lookup=state.tree.lookup)
+            _staleness(state, contribution, head)
         except (RejectError, IgnoreError):
             continue
         base = state.tree.state(contribution.base_checkpoint)
         yield PendingContribution(contribution=contribution, base_round=base.round)
+
+
+def _staleness(state: RoundState, contribution: Contribution, parent: ChainState) -> int:
+    return contribution_staleness(contribution, parent, genesis=state.genesis, lookup=state.tree.lookup)[0]
 
 
 def _has_contributed(state: RoundState, head: ChainState) -> bool:

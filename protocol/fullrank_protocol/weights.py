@@ -15,12 +15,12 @@ and nothing runs until it converges. With n_i = sqrt(G_ii), t_i = min(num_tokens
    b_i = a_i / d_i. Voices are counted by head and not by tokens: a weighted geometric median of a few deltas is
    nearly the delta of whoever trained most, which would silence all others.
 5. Open share, on the b_i as on the masses; then the b_i are divided by their sum.
-6. Outer step and breadth. c_i = outer_step * b_i * f_i. The breadth of weights, (sum c_i)^2 / sum c_i^2, is the
-   number of equal deltas whose mean has as much noise (Kish 1965). Where it is less than nine tenths of what is
-   usual, the mean of trailing breadths and this one, the c_i are shortened in proportion: few deltas in a round are
-   noise that the next rounds have to take back.
-7. Update norm. If the norm of sum c_i dW_i exceeds update_norm_cap times the lower median of the trailing update
-   norms above zero, the c_i are scaled down to it.
+6. Outer step and update norm. c_i = outer_step * b_i * f_i; if the norm of sum c_i dW_i exceeds update_norm_cap
+   times the lower median of the trailing full norms above zero, the c_i are scaled down to it.
+7. Breadth. The breadth of weights, (sum c_i)^2 / sum c_i^2, is the number of equal deltas whose mean has as much
+   noise (Kish 1965). Where it is less than nine tenths of what is usual, the mean of trailing breadths and this one,
+   the c_i are shortened in proportion: few deltas in a round are noise that the next rounds have to take back. The
+   full norm of an update is what it would have without this, so that narrow rounds do not lower the cap of others.
 8. The weights are the c_i rounded to 8 bits, half to even.
 """
 
@@ -94,12 +94,12 @@ class PastUpdate:
     """What the rule remembers of an update.
 
     Attributes:
-        norm: Of the update.
-        breadth: Of its weights; see `breadth_of`.
+        full_norm: Its norm, without the shortening for its breadth.
+        breadth: Of its weights; 0 where nothing counted.
     """
 
-    norm: Scaled
-    breadth: Scaled
+    full_norm: float
+    breadth: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,13 +110,20 @@ class WeighResult:
     update_norm: Scaled
 
 
-def breadth_of(weights: Sequence[Scaled]) -> Scaled:
-    """Number of equal deltas whose mean has as much noise as the sum with these weights: (sum w)^2 / sum w^2.
+def past_update(
+    weights: Sequence[Scaled], update_norm: Scaled, rule: WeightRule, trailing: Sequence[PastUpdate]
+) -> PastUpdate:
+    """What is remembered of an update.
 
     Args:
-        weights: Of a checkpoint's contributions, ascending by contribution id; zero where none counts.
+        weights: Of its contributions, ascending by contribution id.
+        update_norm: Of the update as applied.
+        rule: The genesis'.
+        trailing: Updates before it on its chain, oldest first.
     """
-    return Scaled.of(_breadth([weight.value() for weight in weights]))
+    breadth = _breadth([weight.value() for weight in weights])
+    factor = _shortening(breadth, _recent(trailing, rule))
+    return PastUpdate(full_norm=update_norm.value() / factor, breadth=breadth)
 
 
 def weigh(
@@ -180,14 +187,17 @@ def _coefficients(
 
     step = rule.outer_step.value()
     coefficients = [step * (shares[i] / total) * factors[i] for i in range(count)]
-    recent = list(trailing)[-rule.trailing_rounds :] if rule.trailing_rounds else []
-    shortened = _shortening(_breadth(coefficients), [update.breadth.value() for update in recent])
-    coefficients = [coefficient * shortened for coefficient in coefficients]
-    cap = _update_norm_cap(rule, [update.norm.value() for update in recent])
+    recent = _recent(trailing, rule)
+    cap = _update_norm_cap(rule, recent)
     norm = _norm_of_sum(coefficients, g)
     if cap is not None and norm > cap:
-        return [coefficient * (cap / norm) for coefficient in coefficients]
-    return coefficients
+        coefficients = [coefficient * (cap / norm) for coefficient in coefficients]
+    factor = _shortening(_breadth(coefficients), recent)
+    return [coefficient * factor for coefficient in coefficients]
+
+
+def _recent(trailing: Sequence[PastUpdate], rule: WeightRule) -> list[PastUpdate]:
+    return list(trailing)[-rule.trailing_rounds :] if rule.trailing_rounds else []
 
 
 def _limit_strangers(amounts: list[float], strangers: list[bool], open_share: float) -> list[float]:
@@ -248,15 +258,15 @@ def _breadth(coefficients: list[float]) -> float:
     return total * total / square if square > 0.0 else 0.0
 
 
-def _shortening(breadth: float, recent: list[float]) -> float:
+def _shortening(breadth: float, recent: Sequence[PastUpdate]) -> float:
     """Factor of an update whose breadth is less than usual; 1 for others."""
-    known = [past for past in recent if past > 0.0] + [breadth]
+    known = [past.breadth for past in recent if past.breadth > 0.0] + [breadth]
     least = LEAST_USUAL_BREADTH * (_total(known) / len(known))
-    return breadth / least if breadth < least else 1.0
+    return breadth / least if 0.0 < breadth < least else 1.0
 
 
-def _update_norm_cap(rule: WeightRule, recent: list[float]) -> float | None:
-    history = [norm for norm in recent if norm > 0.0]
+def _update_norm_cap(rule: WeightRule, recent: Sequence[PastUpdate]) -> float | None:
+    history = [past.full_norm for past in recent if past.full_norm > 0.0]
     if not history or rule.update_norm_cap_milli == 0:
         return None
     return rule.update_norm_cap_milli / 1000 * _lower_median(history, [1.0] * len(history))

@@ -26,7 +26,7 @@ from fullrank_protocol.proposing import draw
 from fullrank_protocol.records import root_action_id
 from fullrank_protocol.scaled import Scaled
 from fullrank_protocol.state import apply_tile, canonical_float32, model_digest, plan_module, tensor_sha256
-from fullrank_protocol.weights import Entry, PastUpdate, weigh
+from fullrank_protocol.weights import Entry, PastUpdate, past_update, weigh
 
 SWARM = swarms.swarm_of(founders=("ada", "bob"))
 GENESIS: Genesis = SWARM.genesis
@@ -254,10 +254,21 @@ def scaled(number: float) -> tuple[int, int]:
     return (mantissa, exponent) if mantissa < 256 else (128, exponent + 1)
 
 
+def breadth_of(c: list[float]) -> float:
+    return plain_sum(c) * plain_sum(c) / plain_sum([each * each for each in c])
+
+
+def factor_of(c: list[float], trailing: list[tuple[float, float]]) -> float:
+    breadth = breadth_of(c)
+    known = [past for _, past in trailing[-GENESIS.rule.trailing_rounds :] if past > 0] + [breadth]
+    usual = plain_sum(known) / len(known)
+    return breadth / (0.9 * usual) if 0 < breadth < 0.9 * usual else 1.0
+
+
 def weights_by_the_text(
     entries: list[Entry], g: list[list[float]], trailing: list[tuple[float, float]]
 ) -> tuple[list[tuple[int, int]], tuple[int, int]]:
-    """Steps 1 to 11 of section 7; entries ascend by contribution id, past updates are (norm, breadth)."""
+    """Steps 1 to 11 of section 7; entries ascend by contribution id, past updates are (full norm, breadth)."""
     rule, n = GENESIS.rule, len(entries)
     share = rule.open_share_micro / 1_000_000
     strangers = [entry.stranger for entry in entries]
@@ -286,16 +297,13 @@ def weights_by_the_text(
     shares = limited([claim[i] / d[i] for i in range(n)], strangers, share)
     step = rule.outer_step.value()
     c = [step * (shares[i] / plain_sum(shares)) * f[i] for i in range(n)]
-    breadth = plain_sum(c) * plain_sum(c) / plain_sum([each * each for each in c])
-    known = [past for _, past in trailing[-rule.trailing_rounds :] if past > 0] + [breadth]
-    usual = plain_sum(known) / len(known)
-    if breadth < 0.9 * usual:
-        c = [each * (breadth / (0.9 * usual)) for each in c]
     norms = [norm for norm, _ in trailing[-rule.trailing_rounds :] if norm > 0]
     if norms:
         cap = rule.update_norm_cap_milli / 1000 * lower_median(norms, [1.0] * len(norms))
         if norm_of(c, g) > cap:
             c = [each * (cap / norm_of(c, g)) for each in c]
+    factor = factor_of(c, trailing)
+    c = [each * factor for each in c]
     weights = [scaled(each) for each in c]
     return weights, scaled(norm_of([math.ldexp(*weight) for weight in weights], g))
 
@@ -319,16 +327,18 @@ def test_weights_by_the_text_are_the_weights_of_the_code(seed: int) -> None:
         for i in range(len(deltas))
     ]
     trailing = [
-        PastUpdate(
-            norm=Scaled.of(rng.choice([0.0, 0.01, 1.0, 100.0])), breadth=Scaled.of(rng.choice([0.0, 1.0, 5.5, 64.0]))
-        )
+        PastUpdate(full_norm=rng.choice([0.0, 0.01, 1.0, 100.0]), breadth=rng.choice([0.0, 1.0, 5.5, 64.0]))
         for _ in range(rng.randint(0, 12))
     ]
     found = weigh(entries, expected, GENESIS.rule, trailing)
-    numbers = [(past.norm.value(), past.breadth.value()) for past in trailing]
+    numbers = [(past.full_norm, past.breadth) for past in trailing]
     weights, norm = weights_by_the_text(entries, expected, numbers)
     assert [(weight.mantissa, weight.exponent) for weight in found.weights] == weights
     assert (found.update_norm.mantissa, found.update_norm.exponent) == norm
+    if any(mantissa for mantissa, _ in weights):
+        applied = [math.ldexp(*weight) for weight in weights]
+        past = past_update(found.weights, found.update_norm, GENESIS.rule, trailing)
+        assert (past.breadth, past.full_norm) == (breadth_of(applied), math.ldexp(*norm) / factor_of(applied, numbers))
 
 
 # ---- section 6: apply and digest --------------------------------------------------------------------

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fullrank_protocol.genesis import AggregationRule
 from fullrank_protocol.scaled import Scaled
-from fullrank_protocol.weights import Entry, PastUpdate, breadth_of, weigh
+from fullrank_protocol.weights import Entry, PastUpdate, past_update, weigh
 
 ROUNDING = 1 + 1 / 128
 
@@ -52,10 +52,7 @@ def test_weights_keep_every_cap(
 ) -> None:
     entries, vectors = cohort
     gram = (vectors @ vectors.T).tolist()
-    norms = [Scaled.of(norm) for norm, _ in past]
-    updates = [
-        PastUpdate(norm=norm, breadth=Scaled.of(breadth)) for norm, (_, breadth) in zip(norms, past, strict=True)
-    ]
+    updates = [PastUpdate(full_norm=norm, breadth=breadth) for norm, breadth in past]
     found = weigh(entries, gram, rule, updates)
     weights = np.array([weight.value() for weight in found.weights])
     step = rule.outer_step.value()
@@ -64,10 +61,10 @@ def test_weights_keep_every_cap(
     assert all(weight == 0 for entry, weight in zip(entries, weights, strict=True) if entry.num_tokens == 0)
     breadths = [breadth for _, breadth in past[-rule.trailing_rounds :] if breadth]
     if breadths and weights.any():
-        breadth = breadth_of(found.weights).value()
+        breadth = past_update(found.weights, found.update_norm, rule, updates).breadth
         usual = (sum(breadths) + breadth) / (len(breadths) + 1)
         assert weights.sum() <= step * min(1.0, breadth / (0.9 * usual)) * ROUNDING**4
-    recent = sorted(norm.value() for norm in norms[-rule.trailing_rounds :] if norm.mantissa)
+    recent = sorted(norm for norm, _ in past[-rule.trailing_rounds :] if norm)
     if recent:
         cap = rule.update_norm_cap_milli / 1000 * recent[(len(recent) - 1) // 2]
         assert found.update_norm.value() <= cap * ROUNDING**2

@@ -247,10 +247,11 @@ def test_a_delta_of_another_a_or_that_is_gone_is_not_expected(bench: Bench) -> N
     assert next_delta("old", round=2, pending=[pending]) == next_delta("new", round=2)
     gone = {**pending, "path": str(bench.directory / "nowhere.bin")}
     assert next_delta("gone", round=1, pending=[gone]) == next_delta("nothing", round=1)
-    (bench.directory / "sent.bin").write_bytes(b"spoilt")
-    assert next_delta("spoilt", round=1, pending=[pending]) == next_delta("whole", round=1)
     narrow = next_delta("narrow", round=1, rank=2)
     assert next_delta("other rank", round=1, rank=2, pending=[pending]) == narrow
+    assert next_delta("wider", round=1, rank=8, pending=[pending]) != next_delta("wide", round=1, rank=8)
+    (bench.directory / "sent.bin").write_bytes(b"spoilt")
+    assert next_delta("spoilt", round=1, pending=[pending]) == next_delta("whole", round=1)
 
 
 def test_of_another_a_only_the_mean_size_of_the_gradients_is_kept() -> None:

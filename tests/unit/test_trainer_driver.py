@@ -77,11 +77,11 @@ async def test_a_delta_on_the_way_is_read_from_the_store_and_trained_upon(
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences))
     swarm = make_swarm()
     second: dict[str, TrainedDelta] = {}
-    for name in ("merged", "late", "late again"):
+    for name in ("none", "late", "late again"):
         train = await driver_at(tmp_path / name, swarm=swarm, base=tiny_base, rows=rows)
         first = await train(base_round=0)
-        pending = () if name == "merged" else (on_the_way(first),)
+        pending = () if name == "none" else (on_the_way(first),)
         second[name] = await train(base_round=1, pending=pending)
     assert second["late"].blob == second["late again"].blob
-    assert second["late"].blob != second["merged"].blob
-    assert second["late"].loss_first_micro != second["merged"].loss_first_micro
+    assert second["late"].blob != second["none"].blob
+    assert second["late"].loss_first_micro != second["none"].loss_first_micro

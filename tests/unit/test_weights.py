@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fullrank_protocol.genesis import AggregationRule
-from fullrank_protocol.scaled import MAX_SCALED_EXPONENT, ZERO, Scaled
-from fullrank_protocol.weights import Entry, PastUpdate, WeighResult, breadth_of, weigh
+from fullrank_protocol.scaled import MAX_SCALED_EXPONENT, MIN_SCALED_EXPONENT, ZERO, Scaled
+from fullrank_protocol.weights import Entry, PastUpdate, WeighResult, past_update, weigh
 
 RULE = AggregationRule(
     max_contributions=64,
@@ -60,8 +60,8 @@ def result(
     breadths: tuple[float, ...] = (),
 ) -> WeighResult:
     """Weighed after updates of these norms, or of these breadths."""
-    past = [PastUpdate(norm=Scaled.of(norm), breadth=ZERO) for norm in norms]
-    past += [PastUpdate(norm=ZERO, breadth=Scaled.of(breadth)) for breadth in breadths]
+    past = [PastUpdate(full_norm=norm, breadth=0.0) for norm in norms]
+    past += [PastUpdate(full_norm=0.0, breadth=breadth) for breadth in breadths]
     return weigh(entries_of(volunteers), gram_of(volunteers), rule, past)
 
 
@@ -219,12 +219,18 @@ def test_only_recent_rounds_with_an_update_count_for_the_cap() -> None:
     assert weights(one, replace(RULE, update_norm_cap_milli=0), norms=(1.0,)) == [1.0]
 
 
+def breadth_of(weights: list[Scaled]) -> float:
+    return past_update(weights, ZERO, RULE, []).breadth
+
+
 def test_the_breadth_is_the_number_of_equal_deltas_with_as_much_noise() -> None:
-    assert breadth_of([Scaled.of(0.25)] * 4) == Scaled.of(4.0)
-    assert breadth_of([Scaled.of(0.5), Scaled.of(0.25), Scaled.of(0.25)]) == Scaled.of(1 / (0.25 + 0.125))
-    assert breadth_of([Scaled.of(1.0), ZERO]) == Scaled.of(1.0)
-    assert breadth_of([ZERO, ZERO]) == ZERO
-    assert breadth_of([Scaled(mantissa=255, exponent=MAX_SCALED_EXPONENT)] * 64) == Scaled.of(64.0)
+    assert breadth_of([Scaled.of(0.25)] * 4) == 4.0
+    assert breadth_of([Scaled.of(0.5), Scaled.of(0.25), Scaled.of(0.25)]) == 1 / (0.25 + 0.125)
+    assert breadth_of([Scaled.of(1.0), ZERO]) == 1.0
+    assert breadth_of([ZERO, ZERO]) == 0.0
+    extreme = [Scaled(mantissa=255, exponent=MAX_SCALED_EXPONENT), Scaled(mantissa=128, exponent=MIN_SCALED_EXPONENT)]
+    assert breadth_of(extreme[:1] * 64) == 64.0
+    assert breadth_of(extreme) == 1.0
 
 
 def test_a_round_of_fewer_deltas_than_usual_is_shortened_in_proportion() -> None:
@@ -250,13 +256,34 @@ def test_only_recent_rounds_with_weights_are_usual() -> None:
     assert weights(one, breadths=(0.0, 0.0, 0.0)) == [1.0]
 
 
-def test_the_cap_is_for_what_is_left_after_shortening() -> None:
+def test_the_cap_is_for_the_update_before_it_is_shortened() -> None:
     one = [Volunteer(axis(0, length=8.0))]
-    past = [PastUpdate(norm=Scaled.of(4.0), breadth=Scaled.of(9.0))]
+    past = [PastUpdate(full_norm=4.0, breadth=9.0)]
     found = weigh(entries_of(one), gram_of(one), RULE, past)
-    assert found.weights == (Scaled.of(1 / (0.9 * 5.0)),)
-    past = [PastUpdate(norm=Scaled.of(1.0), breadth=Scaled.of(9.0))]
-    assert weigh(entries_of(one), gram_of(one), RULE, past).update_norm == Scaled.of(1.5)
+    assert found.weights == (Scaled.of(6 / 8 / (0.9 * 5.0)),)
+
+
+def test_what_is_remembered_of_a_short_round_is_its_whole_norm() -> None:
+    before = [PastUpdate(full_norm=1.0, breadth=4.0)] * 3
+    found = past_update([Scaled.of(0.25)], Scaled.of(2.0), RULE, before)
+    usual = (4 + 4 + 4 + 1) / 4
+    assert found == PastUpdate(full_norm=2.0 * 0.9 * usual, breadth=1.0)
+    assert past_update([Scaled.of(0.25)] * 4, Scaled.of(2.0), RULE, before).full_norm == 2.0
+    largest = Scaled(mantissa=255, exponent=MAX_SCALED_EXPONENT)
+    assert math.isfinite(
+        past_update([Scaled.of(1.0)], largest, RULE, [PastUpdate(full_norm=1.0, breadth=1e4)]).full_norm
+    )
+
+
+def test_narrow_rounds_do_not_lower_the_cap_of_broad_ones() -> None:
+    """Eight deltas and one take turns; the eight keep their step."""
+    eight, past = [Volunteer(axis(i)) for i in range(8)], []
+    for turn in range(12):
+        volunteers = eight if turn % 2 == 0 else eight[:1]
+        found = weigh(entries_of(volunteers), gram_of(volunteers), RULE, past)
+        total = sum(weight.value() for weight in found.weights)
+        assert total == 1.0 if turn % 2 == 0 else total < 0.4
+        past.append(past_update(found.weights, found.update_norm, RULE, past))
 
 
 def test_the_outer_step_comes_before_the_cap() -> None:
@@ -283,7 +310,7 @@ def test_the_order_of_entries_changes_nothing() -> None:
         for _ in range(9)
     ]
     entries, gram = entries_of(volunteers), gram_of(volunteers)
-    past = [PastUpdate(norm=Scaled.of(2.0), breadth=Scaled.of(9.0))] * 3
+    past = [PastUpdate(full_norm=2.0, breadth=9.0)] * 3
     straight = weigh(entries, gram, RULE, past)
     order = rng.permutation(9).tolist()
     shuffled = weigh(

@@ -1,6 +1,7 @@
 """The worker gives every node the same verdicts and the same model, and blames a peer only for its bytes."""
 
 import itertools
+import math
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -262,9 +263,17 @@ def test_nothing_accepted_changes_nothing(setting: Setting) -> None:
 def test_the_trailing_norms_cap_the_update(setting: Setting) -> None:
     free = setting.recompute()["update_norm"]
     small = Scaled.of(Scaled(mantissa=free[0], exponent=free[1]).value() / 10)
-    past = {"norm": [small.mantissa, small.exponent], "breadth": [0, 0]}
+    past = {"full_norm": small.value(), "breadth": 0.0}
     capped = setting.recompute(trailing=[past] * 3)["update_norm"]
     assert Scaled(mantissa=capped[0], exponent=capped[1]).value() == pytest.approx(1.5 * small.value(), rel=0.01)
+
+
+def test_a_round_narrower_than_those_before_is_shortened(setting: Setting) -> None:
+    free = setting.recompute()
+    narrow = setting.recompute(trailing=[{"full_norm": 0.0, "breadth": 50.0}] * 3)
+    whole, short = (sum(math.ldexp(m, e) for m, e in found["weights"]) for found in (free, narrow))
+    breadth = whole**2 / sum(math.ldexp(m, e) ** 2 for m, e in free["weights"])
+    assert short / whole == pytest.approx(breadth / (0.9 * (150 + breadth) / 4), rel=0.01)
 
 
 def test_a_damaged_master_is_this_disks_fault_and_no_other_model(setting: Setting) -> None:

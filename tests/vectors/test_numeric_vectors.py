@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,7 @@ from fullrank_protocol.genesis import AggregationRule, Limits, Module, ModuleKin
 from fullrank_protocol.gram import gram
 from fullrank_protocol.scaled import Scaled
 from fullrank_protocol.state import apply_tile, canonical_float32, model_digest, plan_module, tensor_sha256
-from fullrank_protocol.weights import Entry, PastUpdate, weigh
+from fullrank_protocol.weights import Entry, PastUpdate, past_update, weigh
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -141,12 +141,14 @@ def test_weights_are_those_of_the_file() -> None:
             }
         )
         trailing = [
-            PastUpdate(**{name: Scaled(mantissa=m, exponent=e) for name, (m, e) in past.items()})
-            for past in case["trailing"]
+            PastUpdate(**{name: float.fromhex(number) for name, number in past.items()}) for past in case["trailing"]
         ]
         found = weigh(entries, inner, rule, trailing)
         assert [[weight.mantissa, weight.exponent] for weight in found.weights] == case["weights"], case["why"]
         assert [found.update_norm.mantissa, found.update_norm.exponent] == case["update_norm"], case["why"]
+        by_id = sorted(zip(entries, found.weights, strict=True), key=lambda pair: pair[0].contribution_id)
+        remembered = past_update([weight for _, weight in by_id], found.update_norm, rule, trailing)
+        assert {name: number.hex() for name, number in asdict(remembered).items()} == case["remembered"], case["why"]
 
 
 def test_applying_reaches_the_bytes_and_the_digest_of_the_file() -> None:

@@ -171,8 +171,7 @@ def contribute(
             state = state_for(state, key, component_axes=adapter.component_axes())
         else:
             state = forgotten(state)
-        adapter.start_at(_expected(plan, adapter, genesis))
-        started_at = adapter.factors()
+        begun_with = adapter.start_at(_expected(plan, adapter, genesis))
         steps = run_steps(
             adapter,
             lambda rows: cache.read("train", rows),
@@ -186,7 +185,7 @@ def contribute(
             progress=progress,
         )
         started_s = time.monotonic()
-        factors = lora.learned(started_at, adapter.factors()) if plan.mode == lora.MODE_B else adapter.factors()
+        factors = lora.learned(adapter.factors(), begun_with)
         parameters = adapter.named_parameters()
         moments = read_moments(steps.optimizer, parameters) if plan.mode == lora.MODE_B else {}
         means = read_means(steps.optimizer, parameters) if plan.mode == lora.MODE_B else {}

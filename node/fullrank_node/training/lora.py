@@ -2,7 +2,7 @@
 
 Implements ALGORITHM.md, "One round", steps 1, 2 and 4. Both modes start from dW = B @ A = 0 with the same
 A: seeded rows of +1 and -1 over sqrt(in_features), so that a row has norm 1. Mode B keeps A and sends B
-alone; mode AB trains and sends both.
+alone, less what B began with where a delta is on its way (`pending`); mode AB trains and sends both.
 
 The matrix of the input embeddings is a module like any other, with a row of B for each token: PEFT holds both
 factors of such a layer transposed. Where the head shares that matrix, the head gets the same change from the same
@@ -124,14 +124,15 @@ class Adapter:
         """Components by module name."""
         return {name: module.rank for name, module in self.modules.items()}
 
-    def start_at(self, B: Mapping[str, Float32Array]) -> None:
-        """Set the B of some modules, (O, R) by name."""
+    def start_at(self, B: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+        """Set the B of some modules, (O, R) by name; returns them as they are held."""
         import torch
 
         with torch.no_grad():
             for name, B_OR in B.items():
                 one = self.modules[name]
                 one.B.copy_(torch.from_numpy(np.ascontiguousarray(B_OR.T) if one.transposed else B_OR))
+        return {name: self.modules[name].B_OR() for name in B}
 
     def factors(self) -> dict[str, Factors]:
         """Copies of the trained factors as float32."""
@@ -276,9 +277,12 @@ def quantize(
     return delta
 
 
-def learned(before: Mapping[str, Factors], after: Mapping[str, Factors]) -> dict[str, Factors]:
-    """What training added to each B, where it did not begin at zero."""
-    return {name: replace(one, B_OR=one.B_OR - before[name].B_OR) for name, one in after.items()}
+def learned(factors: Mapping[str, Factors], begun_with: Mapping[str, Float32Array]) -> dict[str, Factors]:
+    """The factors, less the B (O, R) that training began with in some modules."""
+    return {
+        name: replace(one, B_OR=one.B_OR - begun_with[name]) if name in begun_with else one
+        for name, one in factors.items()
+    }
 
 
 def rounding_residuals(factors: Mapping[str, Factors], delta: Delta, genesis: "Genesis") -> dict[str, Float32Array]:

@@ -54,10 +54,10 @@ class Pending:
     num_late: int
 
     def expected_share(self, *, rank: int, in_features: int) -> float:
-        """Share of a pending delta that merges will bring, within the rows of its A; at most 1.
+        """Share of a pending delta that a whole step of merges will bring, within the rows of its A; at most 1.
 
         Its own weight in the mean, and that of others who are late: their A, drawn as this one is, sees
-        `rank / in_features` of what this one sees.
+        `rank / in_features` of what this one sees. All are taken to weigh alike.
         """
         own = 1.0 / self.num_averaged
         return own + (1.0 - own) * self.num_late / self.num_averaged * min(1.0, rank / in_features)
@@ -73,6 +73,7 @@ def expected(pending: Pending, ranks: Mapping[str, int], genesis: "Genesis") -> 
         ranks: Of the adapter, by module.
         genesis: Of the swarm.
     """
+    outer_step = genesis.rule.outer_step.value()
     found: dict[str, lora.Float32Array] = {}
     for one in pending.deltas:
         try:
@@ -84,7 +85,7 @@ def expected(pending: Pending, ranks: Mapping[str, int], genesis: "Genesis") -> 
             if not isinstance(part, LowRank) or part.row_R is None or max(part.row_R) >= rank:
                 continue
             module = genesis.module(part.module)
-            share = pending.expected_share(rank=rank, in_features=module.in_features)
+            share = outer_step * pending.expected_share(rank=rank, in_features=module.in_features)
             B_OR = (share * lora.meant_by(part, module, rank=rank)).astype(np.float32)
             found[part.module] = found.get(part.module, np.float32(0)) + B_OR
     return found

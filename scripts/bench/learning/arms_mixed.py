@@ -19,7 +19,7 @@ from fullrank_protocol.codec import CODEC_PACKED, decode
 from fullrank_protocol.delta import Delta, expand
 from fullrank_protocol.genesis import Genesis
 from fullrank_protocol.gram import gram
-from fullrank_protocol.weights import PastUpdate, breadth_of, weigh
+from fullrank_protocol.weights import PastUpdate, past_update, weigh
 from learning.arm import AfterRound
 from learning.arms_swarm import Swarm, applied, entry_of
 
@@ -156,7 +156,7 @@ class Mixed(Swarm):
                 for sent in arrived
             ]
             weighed = weigh(entries, gram(deltas, genesis.modules), genesis.rule, trailing)
-            trailing.append(PastUpdate(norm=weighed.update_norm, breadth=breadth_of(weighed.weights)))
+            trailing.append(past_update(weighed.weights, weighed.update_norm, genesis.rule, trailing))
             weights = applied(weights, deltas, weighed.weights, genesis)
             merged = tuple((delta, weight.value()) for delta, weight in zip(deltas, weighed.weights, strict=True))
             yield AfterRound(

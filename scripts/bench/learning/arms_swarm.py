@@ -19,7 +19,7 @@ from fullrank_protocol.genesis import Genesis
 from fullrank_protocol.gram import gram
 from fullrank_protocol.scaled import Scaled
 from fullrank_protocol.state import apply_tile, plan_update
-from fullrank_protocol.weights import Entry, PastUpdate, breadth_of, weigh
+from fullrank_protocol.weights import Entry, PastUpdate, past_update, weigh
 from learning.arm import ADAPTER, AfterRound, Arm, Weights
 from learning.run import NodeBlocks, ignore
 
@@ -103,7 +103,7 @@ class Swarm(Arm):
                 entries.append(entry_of(node, number, blob, num_tokens=num_tokens, staleness=0))
                 sizes.append(float(len(blob)))
             weighed = weigh(entries, gram(deltas, genesis.modules), genesis.rule, trailing)
-            trailing.append(PastUpdate(norm=weighed.update_norm, breadth=breadth_of(weighed.weights)))
+            trailing.append(past_update(weighed.weights, weighed.update_norm, genesis.rule, trailing))
             weights = applied(weights, deltas, weighed.weights, genesis)
             merged = tuple((delta, weight.value()) for delta, weight in zip(deltas, weighed.weights, strict=True))
             yield AfterRound(models=(weights,), num_bytes=tuple(sizes), roundings=number + 1, merged=merged)
