@@ -143,14 +143,16 @@ class Story:
         slot: int,
         by: str = "ada",
         accepted: Iterable[Contribution] = (),
+        weights: Sequence[float] = (),
         refused: Iterable[Contribution] = (),
         votes: Sequence[Vote] = (),
         records: Sequence[Envelope] = (),
         evidence: Sequence[Evidence] = (),
         **fields: Any,
     ) -> Checkpoint:
-        """A checkpoint after `parent`: normal when it accepts something, else empty."""
+        """A checkpoint after `parent`: normal when it accepts something, else empty; weights are 1 unless given."""
         accepted = list(accepted)
+        weights = weights or [1.0] * len(accepted)
         given: dict[str, Any] = {
             "kind": CheckpointKind.NORMAL if accepted else CheckpointKind.EMPTY,
             "parent": parent.id,
@@ -160,7 +162,10 @@ class Story:
             if accepted
             else parent.model_digest or BASE_DIGEST,
             "update_norm": Scaled.of(1.0 if accepted else 0.0),
-            "accepted": [AcceptedContribution(contribution=c, weight=Scaled.of(1.0)) for c in accepted],
+            "accepted": [
+                AcceptedContribution(contribution=c, weight=Scaled.of(weight))
+                for c, weight in zip(accepted, weights, strict=True)
+            ],
             "refused": [RefusedContribution(contribution=c, rule=Rule.RANK, detail="is too high") for c in refused],
             "votes": votes,
             "records": records,

@@ -37,7 +37,7 @@ def default_training() -> wire.Training:
 
 
 def default_rule() -> wire.AggregationRule:
-    """Clip to the cohort's median norm, geometric median in eight steps, at most 1.5 times the median of nine rounds."""
+    """Clip to the cohort's median norm, geometric median in eight steps, at most 1.5 times the median of nine."""
     return wire.AggregationRule(
         max_contributions=64,
         token_cap=1 << 20,

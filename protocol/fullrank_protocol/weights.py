@@ -15,12 +15,13 @@ and nothing runs until it converges. With n_i = sqrt(G_ii), t_i = min(num_tokens
    b_i = a_i / d_i. Voices are counted by head and not by tokens: a weighted geometric median of a few deltas is
    nearly the delta of whoever trained most, which would silence all others.
 5. Open share, on the b_i as on the masses; then the b_i are divided by their sum.
-6. Outer step and update norm. c_i = outer_step * b_i * f_i; if the norm of sum c_i dW_i exceeds update_norm_cap
-   times the lower median of the trailing full norms above zero, the c_i are scaled down to it.
-7. Breadth. The breadth of weights, (sum c_i)^2 / sum c_i^2, is the number of equal deltas whose mean has as much
-   noise (Kish 1965). Where it is less than nine tenths of what is usual, the mean of trailing breadths and this one,
-   the c_i are shortened in proportion: few deltas in a round are noise that the next rounds have to take back. The
-   full norm of an update is what it would have without this, so that narrow rounds do not lower the cap of others.
+6. Outer step and breadth. c_i = outer_step * b_i * f_i. The breadth of weights, (sum c_i)^2 / sum c_i^2, is the
+   number of equal deltas whose mean has as much noise (Kish 1965). Where it is less than nine tenths of what is
+   usual, the mean of trailing breadths and this one, the c_i are shortened in proportion: few deltas in a round are
+   noise that the next rounds have to take back.
+7. Update norm. If the norm of sum c_i dW_i exceeds update_norm_cap times the lower median of the trailing full norms
+   above zero, the c_i are scaled down to it. The full norm of an update is its norm had it not been shortened for its
+   breadth, so that narrow rounds do not lower the cap of others.
 8. The weights are the c_i rounded to 8 bits, half to even.
 """
 
@@ -188,12 +189,13 @@ def _coefficients(
     step = rule.outer_step.value()
     coefficients = [step * (shares[i] / total) * factors[i] for i in range(count)]
     recent = _recent(trailing, rule)
+    factor = _shortening(_breadth(coefficients), recent)
+    coefficients = [coefficient * factor for coefficient in coefficients]
     cap = _update_norm_cap(rule, recent)
     norm = _norm_of_sum(coefficients, g)
     if cap is not None and norm > cap:
-        coefficients = [coefficient * (cap / norm) for coefficient in coefficients]
-    factor = _shortening(_breadth(coefficients), recent)
-    return [coefficient * factor for coefficient in coefficients]
+        return [coefficient * (cap / norm) for coefficient in coefficients]
+    return coefficients
 
 
 def _recent(trailing: Sequence[PastUpdate], rule: WeightRule) -> list[PastUpdate]:

@@ -297,13 +297,13 @@ def weights_by_the_text(
     shares = limited([claim[i] / d[i] for i in range(n)], strangers, share)
     step = rule.outer_step.value()
     c = [step * (shares[i] / plain_sum(shares)) * f[i] for i in range(n)]
+    factor = factor_of(c, trailing)
+    c = [each * factor for each in c]
     norms = [norm for norm, _ in trailing[-rule.trailing_rounds :] if norm > 0]
     if norms:
         cap = rule.update_norm_cap_milli / 1000 * lower_median(norms, [1.0] * len(norms))
         if norm_of(c, g) > cap:
             c = [each * (cap / norm_of(c, g)) for each in c]
-    factor = factor_of(c, trailing)
-    c = [each * factor for each in c]
     weights = [scaled(each) for each in c]
     return weights, scaled(norm_of([math.ldexp(*weight) for weight in weights], g))
 

@@ -115,17 +115,9 @@ def test_norms_and_breadths_of_the_newest_updates_are_kept() -> None:
 def test_the_breadth_of_an_update_is_that_of_its_weights_and_the_norm_that_before_shortening() -> None:
     tale = story("ada", "bob", "cleo")
 
-    def accepted(parent: ChainState, *weights: float) -> list[AcceptedContribution]:
-        found = [
-            AcceptedContribution(contribution=tale.contribution(name, parent), weight=Scaled.of(weight))
-            for name, weight in zip(("ada", "bob", "cleo"), weights, strict=False)
-        ]
-        return sorted(found, key=lambda each: each.contribution.id)
-
-    one = tale.round_of(
-        tale.genesis, slot=1, accepted=accepted(tale.genesis, 0.5, 0.25, 0.25), update_norm=Scaled.of(1.0)
-    )
-    two = tale.round_of(one, slot=2, accepted=accepted(one, 0.5), update_norm=Scaled.of(1.0))
+    three = [tale.contribution(name) for name in ("ada", "bob", "cleo")]
+    one = tale.round_of(tale.genesis, slot=1, accepted=three, weights=[0.5, 0.25, 0.25])
+    two = tale.round_of(one, slot=2, weights=[0.5])
     broad = 1 / (0.25 + 0.125)
     assert [update.breadth for update in two.updates] == [broad, 1.0]
     assert [update.full_norm for update in two.updates] == [1.0, 1.0 / (1.0 / (0.9 * ((broad + 1.0) / 2)))]

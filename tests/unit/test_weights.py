@@ -256,11 +256,13 @@ def test_only_recent_rounds_with_weights_are_usual() -> None:
     assert weights(one, breadths=(0.0, 0.0, 0.0)) == [1.0]
 
 
-def test_the_cap_is_for_the_update_before_it_is_shortened() -> None:
+def test_the_cap_is_for_what_is_left_after_shortening() -> None:
     one = [Volunteer(axis(0, length=8.0))]
     past = [PastUpdate(full_norm=4.0, breadth=9.0)]
     found = weigh(entries_of(one), gram_of(one), RULE, past)
-    assert found.weights == (Scaled.of(6 / 8 / (0.9 * 5.0)),)
+    assert found.weights == (Scaled.of(1 / (0.9 * 5.0)),)
+    past = [PastUpdate(full_norm=1.0, breadth=9.0)]
+    assert weigh(entries_of(one), gram_of(one), RULE, past).update_norm == Scaled.of(1.5)
 
 
 def test_what_is_remembered_of_a_short_round_is_its_whole_norm() -> None:
@@ -273,6 +275,17 @@ def test_what_is_remembered_of_a_short_round_is_its_whole_norm() -> None:
     assert math.isfinite(
         past_update([Scaled.of(1.0)], largest, RULE, [PastUpdate(full_norm=1.0, breadth=1e4)]).full_norm
     )
+
+
+def test_a_swarm_that_shrinks_to_one_is_back_to_whole_steps_when_nobody_remembers_more() -> None:
+    eight, past, totals = [Volunteer(axis(i)) for i in range(8)], [], []
+    for turn in range(8):
+        volunteers = eight if turn < 4 else eight[:1]
+        found = weigh(entries_of(volunteers), gram_of(volunteers), RULE, past)
+        totals.append(sum(weight.value() for weight in found.weights))
+        past.append(past_update(found.weights, found.update_norm, RULE, past))
+    assert totals[:4] == [1.0] * 4
+    assert totals[4] < totals[5] < totals[6] < totals[7] == 1.0
 
 
 def test_narrow_rounds_do_not_lower_the_cap_of_broad_ones() -> None:
