@@ -24,7 +24,7 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL
 
 from aggregating.parts import CODE, Bench, planned, say  # noqa: E402 - after the path is set.
 from aggregating.profile import profile  # noqa: E402
-from aggregating.report import digests_differ, summary, tables  # noqa: E402
+from aggregating.report import digests_differ, missed_aims, summary, tables  # noqa: E402
 from aggregating.setting import SHAPES  # noqa: E402
 
 
@@ -56,6 +56,9 @@ def main() -> int:
     arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if digests_differ(report):
         print("aggregation: the same deltas gave two models", file=sys.stderr)
+        return 1
+    if missed := missed_aims(report):
+        print("\n".join(f"aggregation: {line}" for line in missed), file=sys.stderr)
         return 1
     return 0 if all(part in bench.lines for part in parts) else 75
 

@@ -2,6 +2,7 @@
 """Draws what the quality benchmark found, and writes README's table of it. Runs nothing.
 
     scripts/bench/picture.py                       # scripts/bench/results/quality.svg from quality.jsonl beside it
+    scripts/bench/picture.py --ranks               # quality-ranks.svg: numerical, stable and effective rank
     scripts/bench/picture.py --table               # the table in README.md, between its two marks
     scripts/bench/picture.py --rounds 30 --split domains --out OTHER.svg
 
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "scripts/bench"), str(ROOT / "node"), str(ROOT / "protocol")]
 
 from learning.catalogue import MARK, OURS  # noqa: E402 - after the path is set.
-from learning.drawing import draw  # noqa: E402
+from learning.drawing import draw, draw_ranks  # noqa: E402
 from learning.paired import Mean  # noqa: E402
 from learning.report import Comparison, Row, compare  # noqa: E402
 from learning.setting import SPLITS  # noqa: E402
@@ -44,8 +45,9 @@ def main(command: Sequence[str] | None = None) -> int:
             options.readme.write_text(with_table(text, table(comparison, results)), encoding="utf-8")
             print(f"{options.readme}: {len(tabled(comparison))} arms")
         else:
-            out = options.out or options.results.with_suffix(".svg")
-            out.write_bytes(draw(comparison))
+            usual = options.results.with_name(options.results.stem + ("-ranks.svg" if options.ranks else ".svg"))
+            out = options.out or usual
+            out.write_bytes(draw_ranks(comparison) if options.ranks else draw(comparison))
             print(f"{out}: {comparison.setting.title}")
     except ValueError as error:
         print(f"picture: {error}", file=sys.stderr)
@@ -61,6 +63,7 @@ def arguments() -> argparse.ArgumentParser:
         "--results", type=Path, default=ROOT / "scripts/bench/results/quality.jsonl", help="of scripts/bench/quality.py"
     )
     add("--out", type=Path, help="the picture; by default beside the results")
+    add("--ranks", action="store_true", help="draw the ranks alone, of all three kinds")
     add("--table", action="store_true", help="write the table into --readme instead of drawing")
     add("--readme", type=Path, default=ROOT / "README.md")
     add("--ours", default=OURS.name, help="the arm that others are compared with")
@@ -98,7 +101,7 @@ def table(comparison: Comparison, results: Results) -> str:
         *(_line(row, is_ours=row.arm.name == comparison.ours, is_ahead=row.arm.name in ahead) for row in rows),
     ]
     costs = [line["cost"] for line in results.lines.values()]
-    machines = "; ".join(sorted({cost["machine"] for cost in costs}))
+    machines = "; ".join(sorted({f"{cost['machine']}; {cost['versions']}" for cost in costs}))
     lines += [
         "",
         f"{setting.title}; {setting.base}, {setting.corpus}; loss before {comparison.start:.3f}; "

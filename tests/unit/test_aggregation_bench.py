@@ -8,7 +8,7 @@ from aggregating.parts import Bench, Part, decoded, planned, reader
 from aggregating.product import Product, run_product
 from aggregating.profile import profile
 from aggregating.reference import run_reference
-from aggregating.report import digests_differ, summary, tables
+from aggregating.report import digests_differ, missed_aims, summary, tables
 from aggregating.setting import MODES, SHAPES, Setting
 
 from fullrank_protocol.delta import Delta
@@ -104,6 +104,15 @@ def test_pairs_that_were_measured_are_kept_and_reported(tmp_path: Path) -> None:
     assert "tiny" in tables(report)
     report["headline"][0]["digests"] = ["00"]
     assert digests_differ(report)
+
+
+def test_what_misses_its_aim_is_named() -> None:
+    row = {"mode": "b", "num_deltas": 64, "rank": 16, "threads": 1, "ratio": 2.0, "peak_anonymous_mb": 2000}
+    assert missed_aims({"headline": [row]}) == []
+    assert missed_aims({"headline": [row, {**row, "ratio": 2.25}, {**row, "peak_anonymous_mb": 2001}]}) == [
+        "b, 64 deltas of rank 16, 1 threads: 2.25 times the plain arithmetic, aim 2",
+        "b, 64 deltas of rank 16, 1 threads: 2001 MB, aim 2000",
+    ]
 
 
 def test_a_torn_line_and_lines_of_other_code_are_measured_again(tmp_path: Path) -> None:

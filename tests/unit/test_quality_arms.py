@@ -27,7 +27,7 @@ from learning.arms_mixed import Mixed
 from learning.arms_swarm import Swarm
 from learning.arms_whole import Alone, LocalSteps, Parallel, Sequential, Sparse
 from learning.bench import Bench, open_bench
-from learning.catalogue import KINDS
+from learning.catalogue import KINDS, OURS
 from learning.corpus import Sources
 from learning.ranks import RankTrack
 from learning.run import Run
@@ -35,7 +35,11 @@ from learning.setting import DOMAINS, IID, TEST, TUNE, Setting, Trial, deal
 from learning.sparse import CHUNK, compress
 from learning.trial import run_trial, trial_from_json
 
+from fullrank_node.training.contribute import Plan
 from fullrank_node.training.lora import Factors
+from fullrank_protocol.genesis import TrainingMode
+from fullrank_protocol.genesis_defaults import default_rule, default_training
+from fullrank_protocol.scaled import Scaled
 
 ARMS: tuple[Arm, ...] = (
     Alone(),
@@ -334,3 +338,16 @@ def test_a_trial_of_another_base_is_refused(bench: Bench) -> None:
     trial = Trial(setting=setting_of(bench, base="another"), arm=Parallel(), rate=1e-3, seed=0, purpose=TUNE)
     with pytest.raises(ValueError, match="required another"):
         run_trial(bench, trial)
+
+
+def test_what_others_are_compared_with_is_what_a_daemon_does_by_default(bench: Bench) -> None:
+    training, plan = default_training(), Plan.of({"round": 0, "member": "00" * 32}, bench.genesis())
+    assert (training.mode, training.rank, training.bits_b, training.period_rounds) == (
+        TrainingMode.MODE_B,
+        OURS.rank,
+        OURS.bits,
+        OURS.period,
+    )
+    assert (plan.error_feedback, plan.carry_moments, plan.stochastic) == (OURS.feedback, OURS.carry, OURS.stochastic)
+    assert plan.betas[0] == OURS.first_decay
+    assert Scaled.from_wire(default_rule().outer_step).value() == OURS.outer_step

@@ -13,7 +13,7 @@ from learning.arms_adapter import FactorAveraging, SingleAdapter
 from learning.arms_swarm import Swarm
 from learning.arms_whole import Parallel, Sequential
 from learning.catalogue import OURS, STANDARD
-from learning.drawing import GROUND, INK, OTHER_POINT, POINTS, STYLES, apart, draw
+from learning.drawing import GROUND, INK, OTHER_POINT, POINTS, STYLES, apart, draw, draw_ranks
 from learning.plan import Lineup
 from learning.report import Comparison, compare
 from learning.setting import Setting
@@ -134,6 +134,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
     comparison = comparison_of(tmp_path / "r.jsonl")
     drawn = draw(comparison)
     assert draw(comparison) == drawn
+    assert draw_ranks(comparison) == draw_ranks(comparison) != drawn
     assert drawn.startswith(b"<?xml")
     assert b"dc:date" not in drawn
     assert GROUND.encode() in drawn
@@ -185,7 +186,7 @@ def test_the_table_is_written_between_its_marks_and_nowhere_else(tmp_path: Path)
     assert picture.main(command) == 0
     written = readme.read_text()
     assert written.startswith(f"# Title\n\n{picture.BEGIN}\n| 2 nodes, 2 rounds |")
-    assert written.endswith(f"a machine.\n{picture.END}\n\nThe rest.\n")
+    assert written.endswith(f"a machine; some versions.\n{picture.END}\n\nThe rest.\n")
     assert "old" not in written
     assert picture.main(command) == 0
     assert readme.read_text() == written

@@ -76,6 +76,22 @@ def digests_differ(report: dict[str, Any]) -> bool:
     return any(len(digests) != 1 for digests in found.values())
 
 
+def missed_aims(report: dict[str, Any]) -> list[str]:
+    """What of the headline is above its aim, in words."""
+    return [
+        f"{row['mode']}, {row['num_deltas']} deltas of rank {row['rank']}, {row['threads']} threads: {what}"
+        for row in report["headline"]
+        for what, is_above in (
+            (f"{row['ratio']:.2f} times the plain arithmetic, aim {MAX_RATIO:g}", row["ratio"] > MAX_RATIO),
+            (
+                f"{row['peak_anonymous_mb']} MB, aim {MAX_ANONYMOUS_BYTES / 1e6:.0f}",
+                row["peak_anonymous_mb"] * 1e6 > MAX_ANONYMOUS_BYTES,
+            ),
+        )
+        if is_above
+    ]
+
+
 def machine() -> dict[str, Any]:
     """Where and with what it was measured."""
     config: Any = np.show_config(mode="dicts")

@@ -98,18 +98,35 @@ def draw(comparison: Comparison) -> bytes:
         figure = Figure(figsize=SIZE_INCHES, facecolor=GROUND)
         loss, size, rank = figure.subplots(1, 3)
         figure.subplots_adjust(left=0.04, right=0.895, bottom=0.13, top=0.79, wspace=0.56)
-        setting = comparison.setting
-        seeds = sorted({seed for row in comparison.rows for seed in row.lines})
-        figure.text(0.012, 0.935, setting.title, fontsize=9.5, fontweight="bold")
-        origin = (
-            f"{setting.base}, {setting.corpus}; mean over seeds {', '.join(map(str, seeds))}; each at its best rate"
-        )
-        figure.text(0.012, 0.885, origin, fontsize=7.5)
+        _head(figure, comparison)
         _draw_losses(figure, loss, comparison)
         _draw_sizes(figure, size, comparison)
-        _draw_ranks(figure, rank, comparison)
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", facecolor=GROUND, metadata={"Date": None, "Creator": None})
+        _draw_ranks(figure, rank, comparison, kind="effective")
+        return _svg(figure)
+
+
+def draw_ranks(comparison: Comparison) -> bytes:
+    """Numerical, stable and effective rank against rounds of one setting, as SVG."""
+    with mpl.rc_context({**mpl.rcParamsDefault, **SETTINGS}):
+        figure = Figure(figsize=SIZE_INCHES, facecolor=GROUND)
+        figure.subplots_adjust(left=0.04, right=0.895, bottom=0.13, top=0.79, wspace=0.56)
+        _head(figure, comparison)
+        for axes, kind in zip(figure.subplots(1, 3), ("numerical", "stable", "effective"), strict=True):
+            _draw_ranks(figure, axes, comparison, kind=kind)
+        return _svg(figure)
+
+
+def _head(figure: Figure, comparison: Comparison) -> None:
+    setting = comparison.setting
+    seeds = sorted({seed for row in comparison.rows for seed in row.lines})
+    figure.text(0.012, 0.935, setting.title, fontsize=9.5, fontweight="bold")
+    origin = f"{setting.base}, {setting.corpus}; mean over seeds {', '.join(map(str, seeds))}; each at its best rate"
+    figure.text(0.012, 0.885, origin, fontsize=7.5)
+
+
+def _svg(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", facecolor=GROUND, metadata={"Date": None, "Creator": None})
     return b"\n".join(line.rstrip() for line in file.getvalue().splitlines()) + b"\n"
 
 
@@ -171,15 +188,15 @@ def _draw_sizes(figure: Figure, axes: Axes, comparison: Comparison) -> None:
     _label_points(figure, axes, points, _labelled(comparison, points, ahead))
 
 
-def _draw_ranks(figure: Figure, axes: Axes, comparison: Comparison) -> None:
-    axes.set_title("effective rank of the whole change, by rounds")
+def _draw_ranks(figure: Figure, axes: Axes, comparison: Comparison, *, kind: str) -> None:
+    axes.set_title(f"{kind} rank of the whole change, by rounds")
     axes.set_xlabel("rounds")
-    curves = rank_curves(comparison)
+    curves = rank_curves(comparison, kind)
     if not curves:
         return
     for curve in curves:
         axes.plot(range(1, len(curve.values) + 1), curve.values, **STYLES[curve.role])
-    full = full_rank(comparison)
+    full = full_rank(comparison) if kind != "stable" else None  # Far below it.
     if full is not None:
         axes.axhline(full, color=PALE, linewidth=0.8)
         axes.annotate(

@@ -130,7 +130,7 @@ def table(comparison: Comparison) -> str:
     lines += [
         "",
         "intervals are 95 % over seeds; * no worse rate was tried on one side; kB sent: by one node in one round",
-        f"ranks: mean over the adapted matrices, {full:g} at most; noise: random products of the same norms",
+        f"ranks: mean over the linear layers, {full:g} at most; noise: random products of the same norms",
         *_verdict(comparison),
     ]
     return "\n".join(lines)

@@ -117,12 +117,17 @@ def loss_curves(comparison: Comparison) -> list[Curve]:
     ]
 
 
-def rank_curves(comparison: Comparison) -> list[Curve]:
-    """Effective rank of the change after each round, and what random updates of the same sizes would give."""
+def rank_curves(comparison: Comparison, kind: str = "effective") -> list[Curve]:
+    """Rank of the change after each round, and what random updates of the same sizes would give.
+
+    Args:
+        comparison: One setting.
+        kind: `effective`, `stable` or `numerical`.
+    """
     found: list[Curve] = []
     for role, row in followed(comparison):
         for key, shown, label in (("rank", role, _label(row)), ("rank_noise", "noise", "random updates")):
-            columns = [line["result"][key]["effective"] for line in row.lines.values() if key in line["result"]]
+            columns = [line["result"][key][kind] for line in row.lines.values() if key in line["result"]]
             if columns and (key == "rank" or role == "ours"):
                 found.append(Curve(role=shown, label=label, values=_mean(columns)))
     return found
