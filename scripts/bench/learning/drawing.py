@@ -88,8 +88,19 @@ _CORNERS: tuple[tuple[float, float, str, str], ...] = (
     (-5, -7, "right", "top"),
     (0, 16, "center", "bottom"),
     (0, -16, "center", "top"),
+    (16, 14, "left", "bottom"),
+    (16, -14, "left", "top"),
+    (-16, 14, "right", "bottom"),
+    (-16, -14, "right", "top"),
+    (0, 26, "center", "bottom"),
+    (0, -26, "center", "top"),
 )
 """Where a point's label may be: offset in points and alignment, the best first."""
+
+NEAR_POINTS = 10.0
+"""A label that is farther above or below its point than this has a line to it."""
+
+_LEADER = {"arrowstyle": "-", "color": PALE, "linewidth": 0.6, "shrinkA": 0.0, "shrinkB": 2.0}
 
 
 def draw(comparison: Comparison) -> bytes:
@@ -254,6 +265,16 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, floa
             if one is not best:
                 one[2].remove()
         taken.append(best[3])
+        right, up = _CORNERS[best[1]][:2]
+        if abs(up) > NEAR_POINTS:
+            axes.annotate(
+                "",
+                (num_bytes, loss),
+                xytext=(right, up),
+                textcoords="offset points",
+                arrowprops=dict(_LEADER),
+                zorder=1,
+            )
 
 
 def _counted(value: float) -> str:
