@@ -289,8 +289,9 @@ def test_a_swarm_that_shrinks_to_one_is_back_to_whole_steps_when_nobody_remember
 
 
 def test_narrow_rounds_do_not_lower_the_cap_of_broad_ones() -> None:
-    """Eight deltas and one take turns; the eight keep their step."""
-    eight, past = [Volunteer(axis(i)) for i in range(8)], []
+    """Eight deltas and one take turns; the eight keep their step, though they agree and are longer than the one."""
+    eight = [Volunteer((*axis(i, length=math.sqrt(0.7)), math.sqrt(0.3))) for i in range(8)]
+    past: list[PastUpdate] = []
     for turn in range(12):
         volunteers = eight if turn % 2 == 0 else eight[:1]
         found = weigh(entries_of(volunteers), gram_of(volunteers), RULE, past)

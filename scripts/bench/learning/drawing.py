@@ -106,10 +106,7 @@ _LEADER = {"arrowstyle": "-", "color": PALE, "linewidth": 0.6, "shrinkA": 0.0, "
 def draw(comparison: Comparison) -> bytes:
     """The picture of one setting, as SVG."""
     with mpl.rc_context({**mpl.rcParamsDefault, **SETTINGS}):
-        figure = Figure(figsize=SIZE_INCHES, facecolor=GROUND)
-        loss, size, rank = figure.subplots(1, 3)
-        figure.subplots_adjust(left=0.04, right=0.895, bottom=0.13, top=0.79, wspace=0.56)
-        _head(figure, comparison)
+        figure, (loss, size, rank) = _panels(comparison)
         _draw_losses(figure, loss, comparison)
         _draw_sizes(figure, size, comparison)
         _draw_ranks(figure, rank, comparison, kind="effective")
@@ -119,20 +116,23 @@ def draw(comparison: Comparison) -> bytes:
 def draw_ranks(comparison: Comparison) -> bytes:
     """Numerical, stable and effective rank against rounds of one setting, as SVG."""
     with mpl.rc_context({**mpl.rcParamsDefault, **SETTINGS}):
-        figure = Figure(figsize=SIZE_INCHES, facecolor=GROUND)
-        figure.subplots_adjust(left=0.04, right=0.895, bottom=0.13, top=0.79, wspace=0.56)
-        _head(figure, comparison)
-        for axes, kind in zip(figure.subplots(1, 3), ("numerical", "stable", "effective"), strict=True):
+        figure, panels = _panels(comparison)
+        for axes, kind in zip(panels, ("numerical", "stable", "effective"), strict=True):
             _draw_ranks(figure, axes, comparison, kind=kind)
         return _svg(figure)
 
 
-def _head(figure: Figure, comparison: Comparison) -> None:
+def _panels(comparison: Comparison) -> tuple[Figure, Sequence[Axes]]:
+    """A figure that says which setting it is of, and its three empty panels."""
+    figure = Figure(figsize=SIZE_INCHES, facecolor=GROUND)
+    panels = figure.subplots(1, 3)
+    figure.subplots_adjust(left=0.04, right=0.895, bottom=0.13, top=0.79, wspace=0.56)
     setting = comparison.setting
     seeds = sorted({seed for row in comparison.rows for seed in row.lines})
     figure.text(0.012, 0.935, setting.title, fontsize=9.5, fontweight="bold")
     origin = f"{setting.base}, {setting.corpus}; mean over seeds {', '.join(map(str, seeds))}; each at its best rate"
     figure.text(0.012, 0.885, origin, fontsize=7.5)
+    return figure, panels
 
 
 def _svg(figure: Figure) -> bytes:
