@@ -459,14 +459,7 @@ class Runner:
             delta = await self.masters.using(
                 action.base.checkpoint,
                 self.state,
-                lambda manifest: trainer.train(
-                    manifest=manifest,
-                    base_round=action.base_round,
-                    num_averaged=action.num_averaged,
-                    num_late=action.num_late,
-                    pending=action.pending,
-                    deadline_ms=action.deadline_ms,
-                ),
+                lambda manifest: trainer.train(action, manifest=manifest),
             )
             self.submit(self._contribution(action, delta))
             produced = True

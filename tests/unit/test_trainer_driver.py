@@ -14,7 +14,8 @@ from fullrank_node.config import Config, DataSection
 from fullrank_node.home import Home
 from fullrank_node.training.driver import TrainedDelta, TrainerDriver
 from fullrank_node.training.trainer import Trainer
-from fullrank_protocol.round_io import PendingContribution
+from fullrank_protocol.chain import Mark
+from fullrank_protocol.round_io import PendingContribution, Train
 
 FAR_MS = 2_000_000_000_000
 SOME_SWARM = swarms.swarm_of()
@@ -52,14 +53,15 @@ async def driver_at(where: Path, *, swarm: Any, base: Path, rows: Path) -> Calla
     await driver.prepare_data(prepared.base_dir)
 
     async def train(*, base_round: int, pending: tuple[PendingContribution, ...] = ()) -> TrainedDelta:
-        return await driver.train(
-            manifest=prepared.manifest,
+        order = Train(
+            base=Mark(slot=base_round, checkpoint=bytes(32)),
             base_round=base_round,
             num_averaged=2,
             num_late=1,
             pending=pending,
             deadline_ms=FAR_MS,
         )
+        return await driver.train(order, manifest=prepared.manifest)
 
     return train
 

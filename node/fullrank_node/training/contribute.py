@@ -86,8 +86,8 @@ class Plan:
     carry_moments: bool
     betas: tuple[float, float]
     num_averaged: int
-    num_late: int = 0
-    pending: tuple[PendingDelta, ...] = ()
+    num_late: int
+    pending: tuple[PendingDelta, ...]
 
     @classmethod
     def of(cls, request: Mapping[str, Any], genesis: Genesis) -> "Plan":

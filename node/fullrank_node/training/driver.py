@@ -6,7 +6,7 @@ Pausing kills the trainer's process: that frees its memory, and loses at most th
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from fullrank_node.home import Home
 from fullrank_node.training.neighbours import shared_threads
 from fullrank_protocol.blob import BlobRef
 from fullrank_protocol.genesis import Genesis
-from fullrank_protocol.round_io import PendingContribution
+from fullrank_protocol.round_io import Train
 
 log = logging.getLogger(__name__)
 
@@ -176,19 +176,8 @@ class TrainerDriver:
                 first["reason"],
             )
 
-    async def train(
-        self,
-        *,
-        manifest: Mapping[str, str],
-        base_round: int,
-        num_averaged: int,
-        num_late: int,
-        pending: Sequence[PendingContribution],
-        deadline_ms: int,
-    ) -> TrainedDelta:
-        """Train one delta on the weights of `manifest`, to be averaged with others, ready before the deadline.
-
-        `num_late` of those are expected to be late; `pending` are this node's own that are not merged yet.
+    async def train(self, order: Train, *, manifest: Mapping[str, str]) -> TrainedDelta:
+        """Train one delta on the weights of `manifest`, which are those of the order's base; ready by its deadline.
 
         Raises:
             NodeError: Training failed; a cancelled call kills the trainer.
@@ -196,33 +185,16 @@ class TrainerDriver:
         async with self._use:
             self.now = TrainingNow(
                 of=self._genesis.training.max_steps,
-                deadline_ms=deadline_ms,
+                deadline_ms=order.deadline_ms,
                 busy_ms=self.now.busy_ms,
                 started_at_ms=self._clock.now_ms(),
             )
             out_path = self._home.work_dir / "delta.bin"
-            left_s = max(deadline_ms - self._clock.now_ms(), 0) / 1000
+            left_s = max(order.deadline_ms - self._clock.now_ms(), 0) / 1000
             try:
                 reply = await self._call(
                     "train",
-                    self._train_request(
-                        manifest,
-                        base_round=base_round,
-                        deadline_ms=deadline_ms,
-                        out_path=out_path,
-                    )
-                    | {
-                        "num_averaged": num_averaged,
-                        "num_late": num_late,
-                        "pending": [
-                            {
-                                "path": str(self._blobs.path(one.contribution.blob.id)),
-                                "codec": one.contribution.codec,
-                                "round": one.base_round,
-                            }
-                            for one in pending
-                        ],
-                    },
+                    self._train_request(order, manifest, out_path=out_path),
                     timeout_s=left_s + OVERRUN_S,
                 )
             finally:
@@ -272,20 +244,28 @@ class TrainerDriver:
         finally:
             self._num_preparing -= 1
 
-    def _train_request(
-        self, manifest: Mapping[str, str], *, base_round: int, deadline_ms: int, out_path: Path
-    ) -> dict[str, Any]:
+    def _train_request(self, order: Train, manifest: Mapping[str, str], *, out_path: Path) -> dict[str, Any]:
         train = self._config.train
         return {
             **self._common(manifest),
             "genesis_path": str(self._home.genesis_file),
-            "round": base_round,
+            "round": order.base_round,
             "member": self._member.hex(),
             "seed": int.from_bytes(self._member[:4], "little"),
             "data_cache": str(self._cache_path),
             "state_dir": str(self._home.work_dir / "training"),
             "out_path": str(out_path),
-            "deadline_ms": deadline_ms,
+            "num_averaged": order.num_averaged,
+            "num_late": order.num_late,
+            "pending": [
+                {
+                    "path": str(self._blobs.path(one.contribution.blob.id)),
+                    "codec": one.contribution.codec,
+                    "round": one.base_round,
+                }
+                for one in order.pending
+            ],
+            "deadline_ms": order.deadline_ms,
             "mode": train.mode.upper() if train.mode is not None else None,
             "rank": train.rank,
             "learning_rate": train.learning_rate,
