@@ -23,7 +23,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -189,7 +189,7 @@ def report(path: Path, results: Results) -> int:
     tested: dict[str, dict[Arm, dict[int, Line]]] = {}
     for trial, line in results.trials():
         if trial.purpose == TEST and line["result"]["loss"] is not None:
-            group = json.dumps([asdict(trial.setting), trial.rate])
+            group = json.dumps([trial.setting.to_json(), trial.rate])
             tested.setdefault(group, {}).setdefault(trial.arm, {})[trial.seed] = line
     costs = [line["cost"] for line in results.lines.values()]
     machines = sorted({f"{cost['machine']}; {cost['versions']}" for cost in costs})
@@ -207,7 +207,7 @@ def report(path: Path, results: Results) -> int:
         seeds = sorted(uniform)
         print(table(setting, rate, rows, seeds=seeds), end="\n\n")
         found.append(
-            {"setting": asdict(setting), "rate": rate, "seeds": seeds, "rows": [row.to_json() for row in rows]}
+            {"setting": setting.to_json(), "rate": rate, "seeds": seeds, "rows": [row.to_json() for row in rows]}
         )
     print("\n".join(machines))
     summary = {"machines": machines, "limit": LIMIT, "uniform": UNIFORM.name, "comparisons": found}

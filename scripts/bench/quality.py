@@ -81,6 +81,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--batch", type=int, default=4, help="blocks in one step")
     add("--block-length", type=int, default=128, help="tokens in one block")
     add("--warmup", type=int, default=3, help="steps over which the rate rises")
+    add("--constant", action="store_true", help="a constant rate, instead of a cosine over all rounds")
     add("--valid-blocks", type=int, default=128, help="blocks that rates are tuned on, at most")
     add("--test-blocks", type=int, default=256, help="blocks that results are measured on, at most")
     add("--base", default=EMBEDDED_PREFIX + "demo", help="a directory or hub name, or the embedded base")
@@ -128,6 +129,7 @@ def run(options: argparse.Namespace, arms: tuple[Arm, ...], results: Results, *,
             batch=options.batch,
             warmup=options.warmup,
             split=split,
+            constant=options.constant,
         )
         for split in options.split
         for rounds in options.rounds

@@ -109,6 +109,22 @@ def test_all_arms_read_the_same_blocks_equally_often(bench: Bench, split: str) -
     assert len(set(losses)) == len(losses), "every arm learns in a way of its own"
 
 
+def test_a_constant_rate_stays_and_another_falls(bench: Bench, tmp_path: Path) -> None:
+    setting = setting_of(bench, steps=4, warmup=2)
+    falling, constant = (
+        [
+            Run(bench, replace(setting, constant=stays), rate=0.5, seed=1, directory=tmp_path)
+            .schedule(number, steps=4, warm=True)
+            .rate(step)
+            for number in (0, 1)
+            for step in range(4)
+        ]
+        for stays in (False, True)
+    )
+    assert constant == [0.25, 0.5, 0.5, 0.5] * 2
+    assert falling[1] > falling[2] > falling[3] > falling[6] > falling[7]
+
+
 def test_another_seed_reads_other_blocks(bench: Bench) -> None:
     trial = Trial(setting=setting_of(bench), arm=Parallel(), rate=1e-3, seed=1, purpose=TUNE)
     first, second = (run_trial(bench, replace(trial, seed=seed))["result"]["data"] for seed in (1, 2))

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from learning.plan import Lineup, StepTimes, best_rate, estimates, grid, next_tr
 from learning.report import Comparison, compare, summary, table
 from learning.setting import TEST, TUNE, Setting, Trial
 from learning.store import Results
+from learning.trial import trial_from_json
 
 SETTING = Setting(base="b", corpus="c", nodes=2, rounds=3, steps=5, batch=4, warmup=1, split="iid")
 ARMS: tuple[Arm, ...] = (Parallel(), Alone())
@@ -134,8 +136,18 @@ def test_keys_differ_in_everything_that_decides_a_result() -> None:
         Trial(setting=setting, arm=LocalSteps(carry=True), rate=0.2, seed=1, purpose=TUNE),
         Trial(setting=setting, arm=LocalSteps(carry=True), rate=0.1, seed=2, purpose=TUNE),
         Trial(setting=setting, arm=LocalSteps(carry=True), rate=0.1, seed=1, purpose=TEST),
+        Trial(setting=replace(setting, constant=True), arm=LocalSteps(carry=True), rate=0.1, seed=1, purpose=TUNE),
     ]
-    assert len({trial.key, *(other.key for other in others)}) == 5
+    assert len({trial.key, *(other.key for other in others)}) == 6
+
+
+@pytest.mark.parametrize("name", ["quality", "quality_gsm8k", "mixed"])
+def test_committed_results_keep_their_keys(name: str) -> None:
+    path = Path(quality.ROOT) / f"scripts/bench/results/{name}.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert lines
+    for line in lines:
+        assert trial_from_json(line["trial"]).key == line["key"]
 
 
 def test_a_line_that_a_kill_cut_off_is_made_again(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ class Mixed(Swarm):
             warmup_steps=min(run.setting.warmup, run.setting.steps),
             max_steps=task.steps,
             round=task.base,
-            total_rounds=rounds,
+            total_rounds=0 if run.setting.constant else rounds,
         )
         rank = self.rank_of(task.node)
         node = run.nodes[task.node]

@@ -5,7 +5,7 @@ The gain of an arm is the share of what the mark gains, seed by seed: (start - l
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from learning.arm import Arm
@@ -88,7 +88,7 @@ def compare(results: Results, *, ours: str) -> list[Comparison]:
     """
     by_setting: dict[str, list[tuple[Trial, Line]]] = {}
     for trial, line in results.trials():
-        by_setting.setdefault(json.dumps(asdict(trial.setting)), []).append((trial, line))
+        by_setting.setdefault(json.dumps(trial.setting.to_json()), []).append((trial, line))
     found = [_compare(entries[0][0].setting, entries, ours) for entries in by_setting.values()]
     return [comparison for comparison in found if comparison.rows]
 
@@ -103,7 +103,7 @@ def summary(comparisons: Sequence[Comparison], results: Results) -> dict[str, An
         "cpu_h": round(sum(cost["cpu_s"] for cost in costs) / 3600, 2),
         "comparisons": [
             {
-                "setting": asdict(comparison.setting),
+                "setting": comparison.setting.to_json(),
                 "start": comparison.start,
                 "ours": comparison.ours,
                 "rows": [row.to_json() for row in comparison.rows],

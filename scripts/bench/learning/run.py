@@ -1,8 +1,8 @@
 """One trial at work: who has which blocks, and the training that every arm shares.
 
 All arms train by the daemon's own loop (`fullrank_node.training.loop.run_steps`): AdamW, gradients clipped to norm
-1, one cosine over the whole trial. What a node reads, and in which order, depends on the seed alone. An arm decides
-only what is trained, from where, for how many steps, and what becomes of it.
+1, one cosine over the whole trial, or a constant rate. What a node reads, and in which order, depends on the seed
+alone. An arm decides only what is trained, from where, for how many steps, and what becomes of it.
 """
 
 import hashlib
@@ -143,7 +143,7 @@ class Run:
             warmup_steps=min(self.setting.warmup, steps) if warm else 0,
             max_steps=steps,
             round=number,
-            total_rounds=self.setting.rounds,
+            total_rounds=0 if self.setting.constant else self.setting.rounds,
         )
 
     def train_whole(

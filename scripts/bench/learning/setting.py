@@ -41,6 +41,7 @@ class Setting:
         batch: Blocks in one step of one node.
         warmup: Steps over which the rate rises, wherever an arm begins with fresh factors or after a merge.
         split: `iid`: blocks are dealt out at random; `domains`: a node has whole domains, or a part of one.
+        constant: Whether the rate stays, as in a swarm without an end; else it falls by a cosine over all rounds.
     """
 
     base: str
@@ -51,6 +52,7 @@ class Setting:
     batch: int
     warmup: int
     split: str
+    constant: bool = False
 
     @property
     def all_steps(self) -> int:
@@ -61,7 +63,13 @@ class Setting:
     def title(self) -> str:
         """One line for people."""
         split = "blocks dealt at random" if self.split == IID else "domains apart"
-        return f"{self.nodes} nodes, {self.rounds} rounds of {self.steps} steps of {self.batch} blocks, {split}"
+        rate = ", constant rate" if self.constant else ""
+        return f"{self.nodes} nodes, {self.rounds} rounds of {self.steps} steps of {self.batch} blocks, {split}{rate}"
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields; what came later is left out where it says nothing, for trials keep their keys."""
+        fields = asdict(self)
+        return fields if self.constant else {name: value for name, value in fields.items() if name != "constant"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +91,7 @@ class Trial:
         """Everything that decides the result."""
         return {
             "version": VERSION,
-            "setting": asdict(self.setting),
+            "setting": self.setting.to_json(),
             "arm": self.arm.to_json(),
             "rate": self.rate,
             "seed": self.seed,
