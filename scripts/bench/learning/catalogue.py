@@ -54,6 +54,7 @@ STANDARD: tuple[Arm, ...] = (
     LocalSteps(carry=True),
     LocalSteps(carry=False),
     Sparse(density=1 / 32),
+    Sparse(density=1 / 16),
     Sparse(density=1 / 8),
     Alone(),
     AloneAdapter(rank=16),
