@@ -7,7 +7,8 @@
     scripts/bench/picture.py --rounds 30 --split domains --out OTHER.svg
 
 One setting is shown: of those that fit --nodes, --rounds and --split, the one in which most arms were tested. Arms that
-were not tested are left out. The same results give the same bytes.
+were not tested are left out. The same results give the same bytes. Drawing takes matplotlib, which `scripts/test`
+installs.
 """
 
 import argparse
@@ -19,9 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "scripts/bench"), str(ROOT / "node"), str(ROOT / "protocol")]
 
 from learning.catalogue import MARK, OURS  # noqa: E402 - after the path is set.
-from learning.drawing import draw, draw_ranks  # noqa: E402
 from learning.paired import Mean  # noqa: E402
-from learning.report import Comparison, Row, compare  # noqa: E402
+from learning.report import Comparison, Row, compare, seeds_of  # noqa: E402
 from learning.setting import SPLITS  # noqa: E402
 from learning.shown import choose, frontier, full_rank, tabled, words  # noqa: E402
 from learning.store import Results  # noqa: E402
@@ -47,8 +47,13 @@ def main(command: Sequence[str] | None = None) -> int:
         else:
             usual = options.results.with_name(options.results.stem + ("-ranks.svg" if options.ranks else ".svg"))
             out = options.out or usual
+            from learning.drawing import draw, draw_ranks  # Here, for the table takes no matplotlib.
+
             out.write_bytes(draw_ranks(comparison) if options.ranks else draw(comparison))
             print(f"{out}: {comparison.setting.title}")
+    except ModuleNotFoundError as error:
+        print(f"picture: {error.name} is not installed; scripts/test makes an environment with it", file=sys.stderr)
+        return 1
     except ValueError as error:
         print(f"picture: {error}", file=sys.stderr)
         return 1
@@ -91,7 +96,6 @@ def table(comparison: Comparison, results: Results) -> str:
     setting = comparison.setting
     rows = tabled(comparison)
     ahead = {row.arm.name for _, _, row in frontier(comparison)}
-    seeds = sorted({seed for row in rows for seed in row.lines})
     full = full_rank(comparison)
     rank_head = "effective rank of the change" + (f", of {full:g}" if full is not None else "")
     lines = [
@@ -105,7 +109,7 @@ def table(comparison: Comparison, results: Results) -> str:
     lines += [
         "",
         f"{setting.title}; {setting.base}, {setting.corpus}; loss before {comparison.start:.3f}; "
-        f"seeds {', '.join(map(str, seeds))}, ± is 95 % over them, differences are paired. Gain: share of what "
+        f"seeds {seeds_of(rows)}; ± is 95 % over them, differences are paired. Gain: share of what "
         f"`{MARK.name}` gains. ◆: nobody reaches a smaller loss with as few bytes. Rank in brackets: random updates of "
         f"the same sizes. {machines}.",
     ]

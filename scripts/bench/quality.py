@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
 """Compares ways of learning together at equal data: ours, full fine-tuning, adapters and what others have published.
 
-    scripts/bench/quality.py                                          # the embedded base and texts, every arm
+    scripts/bench/quality.py                                          # the embedded base and texts, others and ours
+    scripts/bench/quality.py --arms ablations --split iid             # ours with one choice made otherwise
     scripts/bench/quality.py --arms sweep --nodes 2 8 16 --split iid  # fewer arms, other numbers of nodes
     scripts/bench/quality.py --arms sweep --rounds 30
     scripts/bench/quality.py --base DIR --data TRAIN.jsonl --test TEST.jsonl --results OTHER.jsonl
     scripts/bench/quality.py --plan                                   # what is missing, and how long it takes
     scripts/bench/quality.py --report                                 # the tables of what is there
+    scripts/bench/quality.py --list                                   # every arm, by name
 
 Every trial (an arm at a rate with a seed) is one line of the results file, added as soon as it is done; what is there
-is not run again, so the script may be stopped at any time. Rates are tuned for each arm and setting on validation
-blocks with one seed, then tested with others on test blocks. At the end come a table for each setting, and a summary
-in JSON beside the results. `python -m pydoc learning.catalogue` lists the arms.
+is not run again, so the script may be stopped at any time. Rates are tuned for each arm on validation blocks with one
+seed and blocks dealt at random, then tested with other seeds on test blocks. At the end come a table for each setting,
+and a summary in JSON beside the results.
 """
 
 import argparse
@@ -29,11 +31,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "scripts/bench"), str(ROOT / "node"), str(ROOT / "protocol")]
 
 from learning.arm import Arm  # noqa: E402 - after the path is set.
-from learning.catalogue import MARK, OURS, arms_named  # noqa: E402
-from learning.corpus import Sources, embedded_sources  # noqa: E402
+from learning.catalogue import CATALOGUE, MARK, OURS, arms_named  # noqa: E402
+from learning.corpus import Corpus, Sources, embedded_sources  # noqa: E402
 from learning.plan import Estimate, Lineup, estimates  # noqa: E402
 from learning.report import compare, summary, table  # noqa: E402
-from learning.setting import SPLITS, Setting, Trial  # noqa: E402
+from learning.setting import DOMAINS, SPLITS, Setting, Trial  # noqa: E402
 from learning.store import Results  # noqa: E402
 from learning.timing import step_times  # noqa: E402
 from learning.trial import CURVE_BLOCKS, Line, machine  # noqa: E402
@@ -47,6 +49,9 @@ def main(command: Sequence[str] | None = None) -> int:
     """Runs what is missing, or says what that would take, then prints the tables; returns the exit code."""
     parser = arguments()
     options = parser.parse_args(command)
+    if options.list:
+        print("\n".join(arm.name for arm in CATALOGUE))
+        return 0
     results = Results(options.results)
     if options.report:
         return report(options, results)
@@ -71,7 +76,7 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--arms", nargs="+", default=["standard"], help="names, patterns, or the sets standard and sweep")
+    add("--arms", nargs="+", default=["standard"], help="names, patterns, or the sets standard, ablations and sweep")
     add("--nodes", nargs="+", type=int, default=[4])
     add("--rounds", nargs="+", type=int, default=[6])
     add("--split", nargs="+", choices=SPLITS, default=list(SPLITS))
@@ -91,7 +96,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--results", type=Path, default=ROOT / "scripts/bench/results/quality.jsonl", help="one JSON line a trial")
     add("--ours", default=OURS.name, help="the arm that others are compared with")
     add("--plan", action="store_true", help="say what is missing and how long it takes, and run nothing")
-    add("--report", action="store_true", help="print what the results say, and run nothing")
+    add("--list", action="store_true", help="name every arm, and run nothing")
+    add("--report", action="store_true", help="run nothing: print what the results say, and write the summary")
     return parser
 
 
@@ -131,7 +137,7 @@ def run(options: argparse.Namespace, arms: tuple[Arm, ...], results: Results, *,
             split=split,
             constant=options.constant,
         )
-        for split in options.split
+        for split in splits_of(options.split, bench.corpus)
         for rounds in options.rounds
         for nodes in options.nodes
     ]
@@ -166,12 +172,25 @@ def report(options: argparse.Namespace, results: Results) -> int:
     found = summary(comparisons, results)
     for comparison in comparisons:
         print(table(comparison), end="\n\n")
-    for machine_name, versions in zip(found["machines"], found["versions"], strict=False):
-        print(f"{machine_name}; {versions}")
+    print("\n".join(found["machines"]))
     print(f"{found['trials']} trials, {found['cpu_h']} h of one core; mark: {MARK.name}")
     if comparisons:
         options.results.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def splits_of(wanted: Sequence[str], corpus: Corpus) -> list[str]:
+    """The splits that differ: one domain can only be dealt out.
+
+    Raises:
+        NodeError: None of those wanted is possible.
+    """
+    if int(corpus.domains.max()) > 0:
+        return list(wanted)
+    possible = [split for split in wanted if split != DOMAINS]
+    if not possible:
+        raise NodeError("found one domain, required at least two", hint="Give --data a file for each domain.")
+    return possible
 
 
 def plan_text(missing: Sequence[Estimate]) -> str:

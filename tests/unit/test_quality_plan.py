@@ -7,20 +7,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import quality
 from learning.arm import Arm
 from learning.arms_whole import Alone, LocalSteps, Parallel, Sequential
-from learning.catalogue import OURS, STANDARD, SWEEP, arm_from_json, arms_named
+from learning.catalogue import CATALOGUE, OURS, STANDARD, SWEEP, arm_from_json, arms_named
+from learning.corpus import Corpus
 from learning.paired import mean_of
 from learning.plan import Lineup, StepTimes, best_rate, estimates, grid, next_trials, rates_to_try
 from learning.report import Comparison, compare, summary, table
-from learning.setting import TEST, TUNE, Setting, Trial
+from learning.setting import DOMAINS, IID, SPLITS, TEST, TUNE, Setting, Trial
 from learning.store import Results
 from learning.trial import trial_from_json
 
+from fullrank_node.errors import NodeError
+from fullrank_node.training.blocks import Blocks
+
 SETTING = Setting(base="b", corpus="c", nodes=2, rounds=3, steps=5, batch=4, warmup=1, split="iid")
 ARMS: tuple[Arm, ...] = (Parallel(), Alone())
+
+
+@pytest.fixture
+def tiny_corpus() -> Corpus:
+    """Two blocks of one domain."""
+    blocks = Blocks(tokens=np.zeros((2, 4), dtype="<u4"), flags=np.zeros((2, 4), dtype=np.uint8))
+    return Corpus(name="c", train=blocks, domains=np.zeros(2, dtype=np.int64), valid=blocks, test=blocks)
 
 
 def line_of(trial: Trial, loss: float | None, **changes: Any) -> dict[str, Any]:
@@ -92,6 +104,29 @@ def test_an_arm_is_tested_at_its_best_rate_once_that_is_known(tmp_path: Path) ->
     assert len(next_trials([Lineup(setting=SETTING, arms=ARMS, seeds=(1, 2, 3))], results)) == 2
 
 
+def test_rates_are_tuned_with_blocks_dealt_at_random_and_hold_for_domains_apart(tmp_path: Path) -> None:
+    results = Results(tmp_path / "r.jsonl")
+    apart = replace(SETTING, split=DOMAINS)
+    lineup = Lineup(setting=apart, arms=(Alone(),), seeds=(1,), rates=(0.5, 0.25))
+    tuning = next_trials([lineup], results)
+    assert {(trial.setting.split, trial.purpose) for trial in tuning} == {(IID, TUNE)}
+    for trial in tuning:
+        results.add(line_of(trial, trial.rate))
+    (test,) = next_trials([lineup], results)
+    assert (test.setting, test.rate, test.purpose) == (apart, 0.25, TEST)
+    results.add(line_of(test, 2.0))
+    (comparison,) = compare(results, ours="alone")
+    assert (comparison.setting, comparison.rows[0].rate) == (apart, 0.25)
+
+
+def test_one_domain_is_dealt_out_and_never_called_domains_apart(tiny_corpus: Corpus) -> None:
+    assert quality.splits_of(SPLITS, tiny_corpus) == [IID]
+    with pytest.raises(NodeError, match="one domain"):
+        quality.splits_of([DOMAINS], tiny_corpus)
+    two = replace(tiny_corpus, domains=np.array([0, 1]))
+    assert quality.splits_of(SPLITS, two) == list(SPLITS)
+
+
 def test_given_rates_are_the_only_ones_tried(tmp_path: Path) -> None:
     results = Results(tmp_path / "r.jsonl")
     lineup = Lineup(setting=SETTING, arms=(Parallel(),), seeds=(1,), rates=(0.3, 0.1))
@@ -113,9 +148,9 @@ def test_an_arm_that_fails_at_every_rate_is_not_tested_but_reported(tmp_path: Pa
 
 
 def test_every_arm_comes_back_from_json_and_has_a_name_of_its_own() -> None:
-    for arm in STANDARD:
+    for arm in CATALOGUE:
         assert arm_from_json(json.loads(json.dumps(arm.to_json()))) == arm
-    assert len({arm.name for arm in STANDARD}) == len(STANDARD)
+    assert len({arm.name for arm in CATALOGUE}) == len(CATALOGUE)
     assert OURS in SWEEP
     assert set(SWEEP) <= set(STANDARD)
 
@@ -123,7 +158,7 @@ def test_every_arm_comes_back_from_json_and_has_a_name_of_its_own() -> None:
 def test_arms_are_named_by_patterns_and_sets() -> None:
     assert arms_named(["standard"]) == STANDARD
     assert arms_named(["alone", "parallel"]) == (Parallel(), Alone())
-    assert {arm.name for arm in arms_named(["sparse-*"])} == {"sparse-0.0312", "sparse-0.125"}
+    assert {arm.name for arm in arms_named(["sparse-*"])} == {"sparse-0.0312", "sparse-0.0625", "sparse-0.125"}
     with pytest.raises(ValueError, match="no arm is called 'best'"):
         arms_named(["best"])
 
@@ -233,7 +268,7 @@ def test_the_summary_carries_curves_and_ranks_for_pictures(tmp_path: Path) -> No
     assert row["arm"] == "parallel"
     assert row["curves"] == {"1": [5.0, 3.0], "2": [5.0, 4.0], "3": [5.0, 3.0]}
     assert row["rank_per_round"]["effective"] == [3.0]
-    assert (found["trials"], found["machines"], found["versions"]) == (4, ["m"], ["v"])
+    assert (found["trials"], found["machines"]) == (4, ["m; v"])
     assert "ours, alone, was not tested" in table(comparisons[0])
 
 

@@ -48,11 +48,8 @@ OURS = Swarm(mode=MODE_B, rank=64)
 
 STANDARD: tuple[Arm, ...] = (
     MARK,
-    Parallel(linear_only=True),
-    Parallel(first_decay=0.6),
     Sequential(),
     LocalSteps(carry=True),
-    LocalSteps(carry=False),
     Sparse(density=1 / 32),
     Sparse(density=1 / 16),
     Sparse(density=1 / 8),
@@ -71,6 +68,14 @@ STANDARD: tuple[Arm, ...] = (
     replace(OURS, rank=32),
     replace(OURS, rank=16),
     replace(OURS, rank=8),
+    Swarm(mode=MODE_AB, rank=8, bits=4, period=1),
+)
+"""What others do, and ours in several sizes."""
+
+ABLATIONS: tuple[Arm, ...] = (
+    Parallel(linear_only=True),
+    Parallel(first_decay=0.6),
+    LocalSteps(carry=False),
     replace(OURS, bits=8),
     replace(OURS, bits=4),
     replace(OURS, bits=3),
@@ -78,16 +83,20 @@ STANDARD: tuple[Arm, ...] = (
     replace(OURS, feedback=False),
     replace(OURS, period=1),
     replace(OURS, period=3),
+    replace(OURS, rank=8, period=1),
+    replace(OURS, rank=8, period=3),
     replace(OURS, carry=False),
     replace(OURS, embeddings=False),
     replace(OURS, outer_step=1.25),
     replace(OURS, averaged=False),
     replace(OURS, first_decay=0.7),
     Swarm(mode=MODE_AB, rank=4, bits=4, period=1),
-    Swarm(mode=MODE_AB, rank=8, bits=4, period=1),
     Swarm(mode=MODE_AB, rank=16, bits=4, period=1),
 )
-"""Every arm at the usual number of nodes."""
+"""Ours and others with one choice made otherwise: why the defaults are what they are."""
+
+CATALOGUE = STANDARD + ABLATIONS
+"""Every arm that has a name here."""
 
 SWEEP: tuple[Arm, ...] = (
     MARK,
@@ -116,22 +125,22 @@ VOLUNTEERS: tuple[Arm, ...] = (
 """The same swarm with volunteers of other ranks, who miss rounds, are late, or slow; they are compared at equal
 accepted tokens, by a command of their own (`mixed.py`)."""
 
-SETS: Mapping[str, tuple[Arm, ...]] = {"standard": STANDARD, "sweep": SWEEP}
+SETS: Mapping[str, tuple[Arm, ...]] = {"standard": STANDARD, "ablations": ABLATIONS, "sweep": SWEEP}
 
 
 def arms_named(wanted: Sequence[str]) -> tuple[Arm, ...]:
-    """The arms that names, patterns (`ours-*`) or sets (`standard`, `sweep`) stand for, in the catalogue's order.
+    """The arms that names, patterns (`ours-*`) or sets (`standard`, `ablations`, `sweep`) stand for, in order.
 
     Raises:
         ValueError: A name stands for nothing.
     """
     found: list[Arm] = []
     for name in wanted:
-        matching = SETS.get(name) or tuple(arm for arm in STANDARD if fnmatchcase(arm.name, name))
+        matching = SETS.get(name) or tuple(arm for arm in CATALOGUE if fnmatchcase(arm.name, name))
         if not matching:
-            raise ValueError(f"no arm is called {name!r}; there are {', '.join(arm.name for arm in STANDARD)}")
+            raise ValueError(f"no arm is called {name!r}; there are {', '.join(arm.name for arm in CATALOGUE)}")
         found += matching
-    return tuple(arm for arm in STANDARD if arm in found)
+    return tuple(arm for arm in CATALOGUE if arm in found)
 
 
 def arm_from_json(value: Mapping[str, Any]) -> Arm:

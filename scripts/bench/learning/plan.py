@@ -1,8 +1,8 @@
 """Which trials are missing: rates are tuned first, then the best one is tested.
 
 A rate is looked for among the anchor of its arm times powers of two: the anchor and its neighbours, then further in
-the direction of the best until it has a worse one on either side. All on validation blocks with one seed; then the
-test seeds are run at that rate alone.
+the direction of the best until it has a worse one on either side. All on validation blocks with one seed and blocks
+dealt at random (`Setting.tuned_in`); then the test seeds are run at that rate alone.
 """
 
 import math
@@ -39,7 +39,7 @@ class Lineup:
 
     def tuning(self, arm: Arm, rate: float) -> Trial:
         """The trial that measures a rate on validation blocks."""
-        return Trial(setting=self.setting, arm=arm, rate=rate, seed=TUNE_SEED, purpose=TUNE)
+        return Trial(setting=self.setting.tuned_in, arm=arm, rate=rate, seed=TUNE_SEED, purpose=TUNE)
 
     def tests(self, arm: Arm, rate: float) -> list[Trial]:
         """The trials whose results are reported."""

@@ -16,6 +16,9 @@ from learning.setting import TEST, TUNE, Setting, Trial
 from learning.store import Results
 from learning.trial import Line
 
+Entry = tuple[Trial, Line]
+"""A trial and what came of it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -86,10 +89,14 @@ def compare(results: Results, *, ours: str) -> list[Comparison]:
     Raises:
         ValueError: Two arms of a setting and seed have read different data: they must not be compared.
     """
-    by_setting: dict[str, list[tuple[Trial, Line]]] = {}
+    by_setting: dict[str, list[Entry]] = {}
     for trial, line in results.trials():
         by_setting.setdefault(json.dumps(trial.setting.to_json()), []).append((trial, line))
-    found = [_compare(entries[0][0].setting, entries, ours) for entries in by_setting.values()]
+    found = []
+    for entries in by_setting.values():
+        setting = entries[0][0].setting
+        tuning = by_setting.get(json.dumps(setting.tuned_in.to_json()), [])
+        found.append(_compare(setting, entries, ours, tuning=tuning))
     return [comparison for comparison in found if comparison.rows]
 
 
@@ -97,8 +104,7 @@ def summary(comparisons: Sequence[Comparison], results: Results) -> dict[str, An
     """The report as JSON."""
     costs = [line["cost"] for line in results.lines.values()]
     return {
-        "machines": sorted({cost["machine"] for cost in costs}),
-        "versions": sorted({cost["versions"] for cost in costs}),
+        "machines": sorted({f"{cost['machine']}; {cost['versions']}" for cost in costs}),
         "trials": len(costs),
         "cpu_h": round(sum(cost["cpu_s"] for cost in costs) / 3600, 2),
         "comparisons": [
@@ -116,9 +122,8 @@ def summary(comparisons: Sequence[Comparison], results: Results) -> dict[str, An
 def table(comparison: Comparison) -> str:
     """One setting for people."""
     setting = comparison.setting
-    seeds = sorted({seed for row in comparison.rows for seed in row.lines})
     lines = [
-        f"{setting.title}; seeds {', '.join(map(str, seeds))}",
+        f"{setting.title}; seeds {seeds_of(comparison.rows)}",
         f"{setting.base}, {setting.corpus}; loss before {comparison.start:.4f}",
         "",
         f"{'arm':28} {'rate':>9} {'loss':>15} {'gain':>13} {'loss - ours':>17} {'kB sent':>8} "
@@ -136,6 +141,21 @@ def table(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
+def seeds_of(rows: Sequence[Row]) -> str:
+    """Test seeds of these arms; where some have others than most, those by name first."""
+    names: dict[tuple[int, ...], list[str]] = {}
+    for row in rows:
+        if row.lines:
+            names.setdefault(tuple(sorted(row.lines)), []).append(row.arm.name)
+    usual = max(names, key=lambda seeds: len(names[seeds]), default=())
+    parts = [f"{_listed(seeds)} ({', '.join(found)})" for seeds, found in names.items() if seeds != usual]
+    return "; ".join([*parts, _listed(usual) + (" (all others)" if parts else "")])
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
 def _verdict(comparison: Comparison) -> list[str]:
     """Who is better and worse than ours for certain."""
     if not any(row.arm.name == comparison.ours for row in comparison.rows):
@@ -150,10 +170,10 @@ def _verdict(comparison: Comparison) -> list[str]:
     ]
 
 
-def _compare(setting: Setting, entries: Sequence[tuple[Trial, Line]], ours: str) -> Comparison:
+def _compare(setting: Setting, entries: Sequence[Entry], ours: str, *, tuning: Sequence[Entry]) -> Comparison:
     _check_data(entries)
     arms = {trial.arm.name: trial.arm for trial, _ in entries}
-    tested = {name: _tested(entries, arm) for name, arm in arms.items()}
+    tested = {name: _at_best_rate(entries, arm, tuning=tuning) for name, arm in arms.items()}
     rows = []
     for name, (rate, at_edge, lines) in tested.items():
         if not lines and rate is not None:
@@ -170,20 +190,19 @@ Tested = tuple[float | None, bool, dict[int, Line]]
 """Rate, whether it is at the edge of those tried, and test lines by seed."""
 
 
-def _tested(entries: Sequence[tuple[Trial, Line]], arm: Arm) -> Tested:
-    mine = [(trial, line) for trial, line in entries if trial.arm == arm]
+def _at_best_rate(entries: Sequence[Entry], arm: Arm, *, tuning: Sequence[Entry]) -> Tested:
     losses = {
         trial.rate: float("inf") if line["result"]["loss"] is None else float(line["result"]["loss"])
-        for trial, line in mine
-        if trial.purpose == TUNE
+        for trial, line in tuning
+        if trial.arm == arm and trial.purpose == TUNE
     }
     if not losses or losses[best_rate(losses)] == float("inf"):
         return None, False, {}
     rate = best_rate(losses)
     lines = {
         trial.seed: line
-        for trial, line in mine
-        if trial.purpose == TEST and trial.rate == rate and line["result"]["loss"] is not None
+        for trial, line in entries
+        if trial.arm == arm and trial.purpose == TEST and trial.rate == rate and line["result"]["loss"] is not None
     }
     return rate, rate in (min(losses), max(losses)), lines
 
@@ -228,7 +247,7 @@ def _row(
     )
 
 
-def _check_data(entries: Sequence[tuple[Trial, Line]]) -> None:
+def _check_data(entries: Sequence[Entry]) -> None:
     seen: dict[int, tuple[str, tuple[Any, Any]]] = {}
     for trial, line in entries:
         if line["result"]["loss"] is None:

@@ -6,7 +6,7 @@ differ between processors: a result line can be made again from what it says of 
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,11 @@ class Setting:
     def all_steps(self) -> int:
         """Node steps of a whole trial, which are the same in every arm."""
         return self.nodes * self.rounds * self.steps
+
+    @property
+    def tuned_in(self) -> "Setting":
+        """Where rates are tuned: who founds a swarm fixes one, and cannot know how texts are spread over its nodes."""
+        return replace(self, split=IID)
 
     @property
     def title(self) -> str:
