@@ -7,9 +7,10 @@
     scripts/bench/mixed.py --report                                 # the table of what is there
 
 Nodes of ranks 2 to 32, nodes that miss rounds, deltas that come late, slow nodes, and all of them together; the limit
-is a loss 2 % above that of a uniform swarm of as many components: the rank of its nodes is the mean one. Beside it
-stands the loss over that of a uniform swarm of rank 32. Only the latter's rate is tuned, on validation blocks: a
-genesis fixes one rate for whoever comes. Mixed swarms go on for more rounds, until they have accepted as many tokens.
+is a loss 2 % above that of a uniform swarm of as many components: the rank of its nodes is the mean over the tokens
+that the others accept. Beside it stands the loss over that of a uniform swarm of rank 32. Only the latter's rate is
+tuned, on validation blocks: a genesis fixes one rate for whoever comes. Mixed swarms go on for more rounds, until they
+have accepted as many tokens.
 
 Every trial is one line of the results file, added as soon as it is done, seed by seed; what is there is not run
 again. At the end come a table, and the same in JSON beside the results.
@@ -37,18 +38,20 @@ from learning.arm import Arm  # noqa: E402 - after the path is set.
 from learning.arms_mixed import Mixed  # noqa: E402
 from learning.bench import Bench  # noqa: E402
 from learning.catalogue import UNIFORM, VOLUNTEERS  # noqa: E402
+from learning.options import add_bench_arguments, source_of, tell  # noqa: E402
 from learning.paired import Mean, mean_of  # noqa: E402
 from learning.plan import Lineup, best_rate, losses_of, next_trials  # noqa: E402
 from learning.setting import IID, TEST, Setting, Trial  # noqa: E402
 from learning.store import Results  # noqa: E402
 from learning.trial import Line, run_trial  # noqa: E402
-from quality import source_of, tell  # noqa: E402
 
 from fullrank_node.errors import NodeError  # noqa: E402
-from fullrank_node.model.base import EMBEDDED_PREFIX  # noqa: E402
 
 LIMIT = 1.02
 """Largest loss, over that of a uniform swarm of as many components: what volunteers of all kinds may cost."""
+
+COUNTED_STEPS = 20
+"""Of a node that is not slow, where the ranks of different nodes are averaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,15 +128,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=6, help="of the uniform swarm; others take as many as they need")
     add("--seeds", type=int, default=3, help="test seeds, 1 to this")
     add("--rates", nargs="+", type=float, default=[], help="try these only, instead of looking around the usual one")
-    add("--steps", type=int, default=20, help="optimiser steps of each node in a round")
-    add("--batch", type=int, default=4, help="blocks in one step")
-    add("--block-length", type=int, default=128, help="tokens in one block")
-    add("--warmup", type=int, default=3, help="steps over which the rate rises")
-    add("--valid-blocks", type=int, default=128, help="blocks that the rate is tuned on, at most")
-    add("--test-blocks", type=int, default=256, help="blocks that results are measured on, at most")
-    add("--base", default=EMBEDDED_PREFIX + "demo", help="a directory or hub name, or the embedded base")
-    add("--data", nargs="+", type=Path, default=[], help="text or JSON Lines files")
-    add("--test", nargs="+", type=Path, default=[], help="files to test on, else the last rows of --data")
+    add_bench_arguments(parser)
     add("--results", type=Path, default=ROOT / "scripts/bench/results/mixed.jsonl", help="one JSON line a trial")
     add("--report", action="store_true", help="print what the results say, and run nothing")
     return parser
@@ -167,10 +162,15 @@ def run(options: argparse.Namespace, bench: Bench, results: Results) -> None:
 
 
 def alike(arm: Arm, nodes: int) -> Arm:
-    """The uniform swarm that has as many components as an arm, to the next whole rank; the arm, if it is uniform."""
+    """The uniform swarm with as many components a token as an arm, to the next whole rank; the arm, if it is uniform.
+
+    A node counts by the steps that it makes in a round: of a slow one, hardly anything arrives.
+    """
     if not isinstance(arm, Mixed):
         return arm
-    return replace(UNIFORM, rank=round(statistics.fmean(arm.rank_of(number) for number in range(nodes))))
+    steps = [arm.steps_of(number, COUNTED_STEPS) for number in range(nodes)]
+    components = sum(arm.rank_of(number) * made for number, made in enumerate(steps))
+    return replace(UNIFORM, rank=round(components / sum(steps)))
 
 
 def with_peers(arms: Sequence[Arm], *, nodes: int) -> list[Arm]:
@@ -264,7 +264,7 @@ def table(setting: Setting, rate: float, rows: Sequence[Row], *, seeds: Sequence
             *lines,
             "",
             f"over uniform: ratio of losses to {UNIFORM.name}, seed by seed; intervals are 95 %",
-            f"over alike: to the uniform swarm whose rank is the arm's mean rank, limit {LIMIT}",
+            f"over alike: to the uniform swarm whose rank is the arm's mean rank over tokens, limit {LIMIT}",
             "tokens: accepted by the swarm, ratio to the uniform one's; kB: of one contribution, the mean",
         ]
     )

@@ -21,7 +21,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,17 +31,17 @@ sys.path[:0] = [str(ROOT / "scripts/bench"), str(ROOT / "node"), str(ROOT / "pro
 
 from learning.arm import Arm  # noqa: E402 - after the path is set.
 from learning.catalogue import CATALOGUE, MARK, OURS, arms_named  # noqa: E402
-from learning.corpus import Corpus, Sources, embedded_sources  # noqa: E402
+from learning.corpus import Corpus  # noqa: E402
+from learning.options import add_bench_arguments, source_of, tell  # noqa: E402
 from learning.plan import Estimate, Lineup, estimates  # noqa: E402
 from learning.report import compare, summary, table  # noqa: E402
-from learning.setting import DOMAINS, SPLITS, Setting, Trial  # noqa: E402
+from learning.setting import DOMAINS, SPLITS, Setting  # noqa: E402
 from learning.store import Results  # noqa: E402
 from learning.timing import step_times  # noqa: E402
-from learning.trial import CURVE_BLOCKS, Line, machine  # noqa: E402
-from learning.work import BenchSource, run_here, run_in_processes  # noqa: E402
+from learning.trial import CURVE_BLOCKS, machine  # noqa: E402
+from learning.work import run_here, run_in_processes  # noqa: E402
 
 from fullrank_node.errors import NodeError  # noqa: E402
-from fullrank_node.model.base import EMBEDDED_PREFIX, resolve_base  # noqa: E402
 
 
 def main(command: Sequence[str] | None = None) -> int:
@@ -82,16 +81,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--split", nargs="+", choices=SPLITS, default=list(SPLITS))
     add("--seeds", type=int, default=3, help="test seeds, 1 to this")
     add("--rates", nargs="+", type=float, default=[], help="try these only, instead of looking around each arm's own")
-    add("--steps", type=int, default=20, help="optimiser steps of each node in a round")
-    add("--batch", type=int, default=4, help="blocks in one step")
-    add("--block-length", type=int, default=128, help="tokens in one block")
-    add("--warmup", type=int, default=3, help="steps over which the rate rises")
+    add_bench_arguments(parser)
     add("--constant", action="store_true", help="a constant rate, instead of a cosine over all rounds")
-    add("--valid-blocks", type=int, default=128, help="blocks that rates are tuned on, at most")
-    add("--test-blocks", type=int, default=256, help="blocks that results are measured on, at most")
-    add("--base", default=EMBEDDED_PREFIX + "demo", help="a directory or hub name, or the embedded base")
-    add("--data", nargs="+", type=Path, default=[], help="text or JSON Lines files, one a domain")
-    add("--test", nargs="+", type=Path, default=[], help="files to test on, else the last rows of --data")
     add("--processes", type=int, default=1, help="trials at a time, one thread each")
     add("--results", type=Path, default=ROOT / "scripts/bench/results/quality.jsonl", help="one JSON line a trial")
     add("--ours", default=OURS.name, help="the arm that others are compared with")
@@ -99,26 +90,6 @@ def arguments() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="name every arm, and run nothing")
     add("--report", action="store_true", help="run nothing: print what the results say, and write the summary")
     return parser
-
-
-def source_of(options: argparse.Namespace, *, texts: Path) -> BenchSource:
-    """The base and the texts that the command line names; embedded ones are written into `texts`."""
-    lengths = {
-        "block_length": options.block_length,
-        "valid_blocks": options.valid_blocks,
-        "test_blocks": options.test_blocks,
-    }
-    if options.data:
-        names = " ".join(path.stem for path in options.data)
-        sources = Sources(name=names, train=tuple(options.data), test=tuple(options.test), **lengths)
-    else:
-        sources = embedded_sources(texts, **lengths)
-    base_dir = resolve_base(options.base)
-    return BenchSource(
-        base_dir=base_dir,
-        base_name=options.base if options.base.startswith(EMBEDDED_PREFIX) else base_dir.name,
-        sources=sources,
-    )
 
 
 def run(options: argparse.Namespace, arms: tuple[Arm, ...], results: Results, *, texts: Path) -> int:
@@ -205,18 +176,6 @@ def plan_text(missing: Sequence[Estimate]) -> str:
         lines.append("")
     hours = sum(one.cpu_s for one in missing) / 3600
     return "\n".join([*lines, f"{sum(one.trials for one in missing)} trials, about {hours:.1f} h of one core"])
-
-
-def tell(trial: Trial, line: Line) -> None:
-    """One line for whoever waits."""
-    loss = line["result"]["loss"]
-    shown = line["result"]["failed"] if loss is None else f"loss {loss:.4f}"
-    print(
-        f"{time.strftime('%H:%M:%S')} {trial.setting.nodes} nodes {trial.setting.rounds} rounds {trial.setting.split}: "
-        f"{trial.arm.name} rate {trial.rate:.4g} {trial.purpose} seed {trial.seed}: {shown}, {line['cost']['cpu_s']} s",
-        file=sys.stderr,
-        flush=True,
-    )
 
 
 if __name__ == "__main__":

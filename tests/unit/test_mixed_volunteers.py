@@ -52,6 +52,15 @@ def planned(bench: Bench, arm: Mixed, directory: Path, *, seed: int = 1, **chang
     return timetable(arm, run_of(bench, directory, seed=seed, **changes))
 
 
+def test_a_swarm_alike_has_the_mean_rank_of_what_arrives() -> None:
+    ranks = Mixed(mode="B", rank=32, lowest_rank=2)
+    assert mixed.alike(ranks, nodes=5) == replace(mixed.UNIFORM, rank=12)  # (2 + 4 + 8 + 16 + 32) / 5 = 12.4
+    slow = replace(ranks, slow_every=4)  # The fourth, of rank 16, makes a tenth of the steps: 47.6 / 4.1 = 11.6.
+    assert mixed.alike(slow, nodes=5) == replace(mixed.UNIFORM, rank=12)
+    assert mixed.alike(replace(slow, slow_every=5), nodes=5) == replace(mixed.UNIFORM, rank=8)  # 33.2 / 4.1 = 8.1
+    assert mixed.alike(mixed.UNIFORM, nodes=5) is mixed.UNIFORM
+
+
 def test_volunteers_who_are_alike_are_the_uniform_swarm(bench: Bench) -> None:
     trial = Trial(setting=setting_of(bench), arm=Swarm(mode="B", rank=4), rate=1e-2, seed=1, purpose=TEST)
     assert run_trial(bench, replace(trial, arm=ALIKE))["result"] == run_trial(bench, trial)["result"]
