@@ -1,6 +1,6 @@
 """The base model: where it is found, what names it, what of it is adapted.
 
-Decides which directory holds the base (ARCHITECTURE.md, `model/base.py`), whether it is the one the
+Decides which directory holds the base, whether it is the one the
 genesis fixes (protocol section 3: the SHA-256 of every tensor as float32, of configuration and
 tokenizer), and which tensors the swarm trains. Loading is `base_load.py`.
 """

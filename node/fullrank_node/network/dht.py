@@ -125,7 +125,7 @@ class Directory:
         return False
 
     async def store(self, dht_key: bytes, *, subkey: bytes, value: bytes, expiration_s: float) -> bool:
-        """Stores one record; False when nobody took it in time. True proves little (FACTS)."""
+        """Stores one record; False when nobody took it in time. True proves little: whoever took it may be gone."""
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 return bool(await self._node.store(dht_key, value, expiration_s, subkey=subkey))

@@ -1,6 +1,6 @@
 """This node's own records on the DHT, renewed before they expire for as long as they matter (protocol section 9).
 
-Nothing is re-published by the DHT itself (FACTS). Storing never holds anybody up: it happens here, in
+Nothing is re-published by the DHT itself. Storing never holds anybody up: it happens here, in
 the background, and a failure only means that it is tried again.
 """
 

@@ -1,8 +1,8 @@
 """What a DHT node accepts before it stores or believes it (protocol section 9).
 
 hivemind stores any expiry (also infinity and NaN), lets an unsigned plain value with a later expiry
-replace a whole dictionary, and unpacks nested MessagePack recursively before it asks a validator
-(FACTS). So: bytes are measured before they are unpacked (packed.py), and a record must be its author's
+replace a whole dictionary, and unpacks nested MessagePack recursively before it asks a validator.
+So: bytes are measured before they are unpacked (packed.py), and a record must be its author's
 own, signed for exactly the place and the life that it has.
 """
 

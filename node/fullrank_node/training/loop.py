@@ -1,6 +1,6 @@
 """The optimiser steps of one contribution: AdamW, one global schedule, a re-warm-up, a deadline.
 
-Implements ALGORITHM.md, "One round", step 3. Shape legend: N blocks in a step, T tokens in a block.
+Why it is done like this: protocol/decisions/0015. Shape legend: N blocks in a step, T tokens in a block.
 """
 
 import logging
@@ -29,7 +29,7 @@ ADAM_BETAS = (0.9, 0.999)
 even synchronous training does (protocol/decisions/0015)."""
 
 MAX_GRADIENT_NORM = 1.0
-"""ALGORITHM.md, step 3."""
+"""Gradients are clipped to it: the usual one, and 0.3 or hardly any clipping is no better (protocol/decisions/0015)."""
 
 LOWEST_RATE = 0.1
 """Share of the peak rate at which a schedule ends: a swarm that outlives its schedule keeps learning slowly."""

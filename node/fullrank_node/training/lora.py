@@ -1,6 +1,6 @@
 """Adapters on the shared weights, and what they have learned as an exact integer delta.
 
-Implements ALGORITHM.md, "One round", steps 1, 2 and 4. Both modes start from dW = B @ A = 0 with the same
+Why it is done like this: protocol/decisions/0015. Both modes start from dW = B @ A = 0 with the same
 A: seeded rows of +1 and -1 over sqrt(in_features), so that a row has norm 1. Mode B keeps A and sends B
 alone, less what B began with where a delta is on its way (`pending`); mode AB trains and sends both.
 

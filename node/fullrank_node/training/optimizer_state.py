@@ -1,6 +1,6 @@
 """What training remembers between two contributions: AdamW's state, rounding residuals, place in the data.
 
-AdamW's moments and the residuals belong to one A, for one swarm, member, mode and rank (ALGORITHM.md, step 3). Of
+AdamW's moments and the residuals belong to one A, for one swarm, member, mode and rank (protocol/decisions/0015). Of
 what they say about it, only the size of the gradients holds for the next A, too: second moments go on from their
 mean over components. The place in the data outlives even that. All of it is one file, replaced when a delta is
 finished: a node killed in between repeats that delta and no more.

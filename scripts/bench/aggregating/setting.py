@@ -1,7 +1,8 @@
 """What is merged: a model of some shape, its masters on disk, and random deltas as encoded blobs.
 
-A setting is made once in a folder and found again there. Factors are random integers of 4 bits, as the default
-training sends them, with scales that spread over a few powers of two; the same seed makes the same bytes.
+A setting is made once in a folder and found again there. Factors are random integers of 4 bits, twice as
+many as the default training sends, with scales that spread over a few powers of two; the same seed makes the same
+bytes.
 """
 
 import hashlib
