@@ -46,6 +46,9 @@ MARK = Parallel()
 OURS = Swarm(mode=MODE_B, rank=64)
 """What others are compared with in pairs, unless another of ours is named: how a daemon trains by default."""
 
+GROWING = replace(OURS, rank=8, period=1)
+"""In whom rank can be seen to grow: contributions far narrower than the model, each along directions of its own."""
+
 STANDARD: tuple[Arm, ...] = (
     MARK,
     Sequential(),
@@ -83,7 +86,7 @@ ABLATIONS: tuple[Arm, ...] = (
     replace(OURS, feedback=False),
     replace(OURS, period=1),
     replace(OURS, period=3),
-    replace(OURS, rank=8, period=1),
+    GROWING,
     replace(OURS, rank=8, period=3),
     replace(OURS, carry=False),
     replace(OURS, embeddings=False),

@@ -18,15 +18,16 @@ from matplotlib.transforms import Bbox
 from learning.report import Comparison, Row
 from learning.shown import (
     Curve,
-    followed,
     frontier,
     full_rank,
     loss_curves,
     num_tokens,
     rank_curves,
     senders,
-    short_words,
+    size_words,
+    tabled,
 )
+from learning.trial import CURVE_BLOCKS
 
 INK = "#222222"
 PALE = "#8a8a8a"
@@ -36,6 +37,7 @@ STYLES: Mapping[str, Mapping[str, Any]] = {
     "mark": {"color": INK, "marker": "s", "linestyle": "-"},
     "ours": {"color": "#0072B2", "marker": "o", "linestyle": "-", "linewidth": 2.2},
     "adapter": {"color": "#B34E00", "marker": "^", "linestyle": "-"},
+    "growing": {"color": "#6A3D9A", "marker": "D", "linestyle": "-"},
     "noise": {"color": "#0072B2", "marker": "", "linestyle": (0, (4, 2)), "linewidth": 1.2},
 }
 """Of curves, by role."""
@@ -100,6 +102,12 @@ _CORNERS: tuple[tuple[float, float, str, str], ...] = (
 NEAR_POINTS = 10.0
 """A label that is farther above or below its point than this has a line to it."""
 
+Point = tuple[float, float, Row]
+"""Bytes of a contribution, loss, and whose they are."""
+
+COLUMN_POINTS = 3
+"""So many points of one size get their labels in a column beside them."""
+
 _LEADER = {"arrowstyle": "-", "color": PALE, "linewidth": 0.6, "shrinkA": 0.0, "shrinkB": 2.0}
 
 
@@ -128,10 +136,10 @@ def _panels(comparison: Comparison) -> tuple[Figure, Sequence[Axes]]:
     panels = figure.subplots(1, 3)
     figure.subplots_adjust(left=0.04, right=0.895, bottom=0.13, top=0.79, wspace=0.56)
     setting = comparison.setting
-    seeds = sorted({seed for row in comparison.rows for seed in row.lines})
     figure.text(0.012, 0.935, setting.title, fontsize=9.5, fontweight="bold")
-    origin = f"{setting.base}, {setting.corpus}; mean over seeds {', '.join(map(str, seeds))}; each at its best rate"
-    figure.text(0.012, 0.885, origin, fontsize=7.5)
+    origin = f"{setting.base}, {setting.corpus}; mean over seeds, each arm at its best rate"
+    measured = f"curves are measured on {CURVE_BLOCKS} test blocks, points by bytes on all"
+    figure.text(0.012, 0.885, f"{origin}; {measured}", fontsize=7.5)
     return figure, panels
 
 
@@ -196,7 +204,7 @@ def _draw_sizes(figure: Figure, axes: Axes, comparison: Comparison) -> None:
         is_ours = row.arm.name == comparison.ours
         axes.plot(num_bytes, loss, color=color, marker=marker, markersize=8 if is_ours else 4.5, alpha=0.9)
     axes.margins(x=0.15, y=0.12)
-    _label_points(figure, axes, points, _labelled(comparison, points, ahead))
+    _label_points(figure, axes, points, ours=comparison.ours, labelled=_labelled(comparison, points))
 
 
 def _draw_ranks(figure: Figure, axes: Axes, comparison: Comparison, *, kind: str) -> None:
@@ -231,50 +239,63 @@ def _label_ends(figure: Figure, axes: Axes, curves: Sequence[Curve], *, x_end: f
         )  # fmt: skip
 
 
-def _labelled(
-    comparison: Comparison, points: Sequence[tuple[float, float, Row]], ahead: Sequence[tuple[float, float, Row]]
-) -> set[str]:
-    """Names of the arms whose points get a label: ours, those that others follow, and of each kind the best."""
-    best: dict[type, tuple[float, str]] = {}
-    for _, loss, row in points:
-        best[type(row.arm)] = min(best.get(type(row.arm), (loss, row.arm.name)), (loss, row.arm.name))
-    names = {name for _, name in best.values()} | {row.arm.name for _, row in followed(comparison)}
-    ours = {row.arm.name for _, _, row in points if type(row.arm).__name__ == "Swarm"} - {comparison.ours}
-    return names - ours | {row.arm.name for _, _, row in ahead if row.arm.name not in ours}
+def _labelled(comparison: Comparison, points: Sequence[Point]) -> set[str]:
+    """Names of the arms whose points get a label: all of others; of ours, those that the table has."""
+    ours = {row.arm.name for _, _, row in points if type(row.arm).__name__ == "Swarm"}
+    return {row.arm.name for _, _, row in points} - ours | {row.arm.name for row in tabled(comparison)}
 
 
-def _label_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, Row]], labelled: set[str]) -> None:
-    """Labels beside points, each where it covers no other label and, if that can be, no point."""
+def _label_points(figure: Figure, axes: Axes, points: Sequence[Point], *, ours: str, labelled: set[str]) -> None:
+    """Labels beside points: right of those of one size, each other where it covers the least."""
     figure.draw_without_rendering()
-    dots = [axes.transData.transform((num_bytes, loss)) for num_bytes, loss, _ in points]
+    dots = [axes.transData.transform(point[:2]) for point in points]
+    wanted = [point for point in points if point[2].arm.name in labelled]
+    columns: dict[float, list[Point]] = {}
+    for point in wanted:
+        columns.setdefault(point[0], []).append(point)
     taken: list[Bbox] = []
-    for num_bytes, loss, row in points:
-        if row.arm.name not in labelled:
-            continue
-        tried: list[tuple[int, int, Any, Bbox]] = []
-        for number, (right, up, ha, va) in enumerate(_CORNERS):
-            label = axes.annotate(
-                short_words(row), (num_bytes, loss), xytext=(right, up), textcoords="offset points", ha=ha, va=va,
-                color=INK, fontsize=7.5, bbox={"facecolor": GROUND, "edgecolor": "none", "alpha": 0.75, "pad": 0.3},
-            )  # fmt: skip
-            box = label.get_window_extent()
-            covered = 100 * box.count_overlaps(taken) + sum(bool(box.contains(x, y)) for x, y in dots)
-            tried.append((covered, number, label, box))
-        best = min(tried, key=lambda one: one[:2])
-        for one in tried:
-            if one is not best:
-                one[2].remove()
-        taken.append(best[3])
-        right, up = _CORNERS[best[1]][:2]
-        if abs(up) > NEAR_POINTS:
-            axes.annotate(
-                "",
-                (num_bytes, loss),
-                xytext=(right, up),
-                textcoords="offset points",
-                arrowprops=dict(_LEADER),
-                zorder=1,
-            )
+    for column in columns.values():
+        if len(column) >= COLUMN_POINTS:
+            taken += _label_column(figure, axes, column, ours=ours)
+    for point in wanted:
+        if len(columns[point[0]]) < COLUMN_POINTS:
+            taken.append(_label_point(axes, point, size_words(point[2], ours=ours), taken=taken, dots=dots))
+
+
+def _label_column(figure: Figure, axes: Axes, column: Sequence[Point], *, ours: str) -> list[Bbox]:
+    """Labels right of points that lie above each other, with a line to those that had to move."""
+    points_per_pixel = 72.0 / figure.dpi
+    heights = [float(axes.transData.transform(point[:2])[1]) * points_per_pixel for point in column]
+    boxes = []
+    for point, height, place in zip(column, heights, apart(heights, LINE_GAP_POINTS), strict=True):
+        label = axes.annotate(
+            size_words(point[2], ours=ours), point[:2], xytext=(14, place - height), textcoords="offset points",
+            ha="left", va="center", color=INK, fontsize=7.5, arrowprops=dict(_LEADER),
+        )  # fmt: skip
+        boxes.append(label.get_window_extent())
+    return boxes
+
+
+def _label_point(axes: Axes, point: Point, words: str, *, taken: Sequence[Bbox], dots: Sequence[Any]) -> Bbox:
+    """A label where it covers no other label, leaves its panel to the left and covers a point only if it must."""
+    tried: list[tuple[int, int, Any, Bbox]] = []
+    for number, (right, up, ha, va) in enumerate(_CORNERS):
+        label = axes.annotate(
+            words, point[:2], xytext=(right, up), textcoords="offset points", ha=ha, va=va,
+            color=INK, fontsize=7.5, bbox={"facecolor": GROUND, "edgecolor": "none", "alpha": 0.75, "pad": 0.3},
+        )  # fmt: skip
+        box = label.get_window_extent()
+        covered = 100 * box.count_overlaps(taken) + sum(bool(box.contains(x, y)) for x, y in dots)
+        outside = 10 if box.x0 < axes.get_window_extent().x0 else 0
+        tried.append((covered + outside, number, label, box))
+    best = min(tried, key=lambda one: one[:2])
+    for one in tried:
+        if one is not best:
+            one[2].remove()
+    right, up = _CORNERS[best[1]][:2]
+    if abs(up) > NEAR_POINTS:
+        axes.annotate("", point[:2], xytext=(right, up), textcoords="offset points", arrowprops=dict(_LEADER), zorder=1)
+    return best[3]
 
 
 def _counted(value: float) -> str:

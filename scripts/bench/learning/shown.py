@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from learning.arms_adapter import SingleAdapter
+from fullrank_node.training.lora import MODE_AB
+from learning.arms_adapter import FactorAveraging, SingleAdapter
 from learning.arms_swarm import Swarm
 from learning.arms_whole import Parallel
-from learning.catalogue import MARK
+from learning.catalogue import GROWING, MARK
 from learning.report import Comparison, Row
 
 WORDS: Mapping[str, str] = {
@@ -51,7 +52,7 @@ class Curve:
     """What is drawn over rounds, the mean over seeds.
 
     Attributes:
-        role: `mark`, `ours`, `adapter` or `noise`: decides colour and dashes.
+        role: `mark`, `ours`, `adapter`, `growing` or `noise`: decides colour and dashes.
         label: In words.
         values: One for each round; losses begin with the one before training.
     """
@@ -84,12 +85,22 @@ def choose(
 
 def words(row: Row) -> str:
     """An arm for people; its name where its kind has no words."""
-    return WORDS.get(type(row.arm).__name__, row.arm.name) + (", adapted matrices alone" if _is_part(row) else "")
+    return WORDS.get(type(row.arm).__name__, row.arm.name) + _way(row)
 
 
 def short_words(row: Row) -> str:
     """An arm in a picture."""
-    return SHORT_WORDS.get(type(row.arm).__name__, row.arm.name) + (", in part" if _is_part(row) else "")
+    name = SHORT_WORDS.get(type(row.arm).__name__, row.arm.name)
+    if isinstance(row.arm, FactorAveraging):
+        return name + (", own A" if row.arm.own else ", anew" if row.arm.restart else "")
+    return name + (", in part" if isinstance(row.arm, Parallel) and row.arm.linear_only else "")
+
+
+def size_words(row: Row, *, ours: str) -> str:
+    """An arm beside its bytes: of ours, but for the one that others are compared with, what makes it another."""
+    if isinstance(row.arm, Swarm) and row.arm.name != ours:
+        return f"rank {row.arm.rank}" + (", A sent" if row.arm.mode == MODE_AB else "")
+    return short_words(row)
 
 
 def followed(comparison: Comparison) -> list[tuple[str, Row]]:
@@ -125,7 +136,8 @@ def rank_curves(comparison: Comparison, kind: str = "effective") -> list[Curve]:
         kind: `effective`, `stable` or `numerical`.
     """
     found: list[Curve] = []
-    for role, row in followed(comparison):
+    growing = [("growing", row) for row in comparison.rows if row.arm == GROWING and row.lines]
+    for role, row in [*followed(comparison), *growing]:
         for key, shown, label in (("rank", role, _label(row)), ("rank_noise", "noise", "random updates")):
             columns = [line["result"][key][kind] for line in row.lines.values() if key in line["result"]]
             if columns and (key == "rank" or role == "ours"):
@@ -163,18 +175,31 @@ def frontier(comparison: Comparison) -> list[tuple[float, float, Row]]:
 
 
 def tabled(comparison: Comparison) -> list[Row]:
-    """Rows of the table, the best first: every arm of others; of ours, the compared one and those on the frontier."""
-    ahead = {row.arm.name for _, _, row in frontier(comparison)}
+    """Rows of the table, the best first: all of others; of ours, the compared one, the frontier, each mode's best."""
+    wanted = {row.arm.name for _, _, row in frontier(comparison)} | {comparison.ours}
+    modes: set[str] = set()
+    for row in comparison.rows:
+        if row.loss is not None and isinstance(row.arm, Swarm) and row.arm.mode not in modes:
+            modes.add(row.arm.mode)
+            wanted.add(row.arm.name)
     return [
         row
         for row in comparison.rows
-        if row.loss is not None
-        and (not isinstance(row.arm, Swarm) or row.arm.name == comparison.ours or row.arm.name in ahead)
+        if row.loss is not None and (not isinstance(row.arm, Swarm) or row.arm.name in wanted)
     ]
 
 
-def _is_part(row: Row) -> bool:
-    return isinstance(row.arm, Parallel) and row.arm.linear_only
+def _way(row: Row) -> str:
+    """What tells an arm from others of its kind."""
+    if isinstance(row.arm, Parallel) and row.arm.linear_only:
+        return ", adapted matrices alone"
+    if isinstance(row.arm, FactorAveraging):
+        return (", each node its own A" if row.arm.own else "") + (
+            ", begun anew every round" if row.arm.restart else ""
+        )
+    if isinstance(row.arm, Swarm) and row.arm.mode == MODE_AB:
+        return ", A sent as well"
+    return ""
 
 
 def _rank_of(row: Row) -> int:
@@ -182,6 +207,8 @@ def _rank_of(row: Row) -> int:
 
 
 def _label(row: Row) -> str:
+    if row.arm == GROWING:
+        return "rank 8, new A each round"
     return short_words(row) + (f", rank {row.arm.rank}" if isinstance(row.arm, SingleAdapter) else "")
 
 
