@@ -50,7 +50,7 @@ def main() -> int:
         line = bench.measure(part)
         merge_s, plain_s = line["product"]["wall_s"], line["reference"]["wall_s"]
         say(f"{part}: {merge_s:.2f} s, plain {plain_s:.2f} s, ratio {merge_s / plain_s:.2f}")
-    report = summary(bench.lines, _kept_profile(lines_path), full=arguments.full)
+    report = summary(bench.lines, _kept_profile(lines_path), parts=parts, full=arguments.full)
     print(tables(report))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -98,7 +98,10 @@ def test_pairs_that_were_measured_are_kept_and_reported(tmp_path: Path) -> None:
     ]
     lines = [bench.measure(part) for part in parts]
     assert Bench(tmp_path).lines == dict(zip(parts, lines, strict=True))
-    report = summary(bench.lines, [], full="tiny")
+    missing = Part(shape="tiny", mode="b", num_deltas=2, rank=2, threads=1, pair=0)
+    report = summary(bench.lines, [], parts=[*parts, missing], full="tiny")
+    assert [(part["rank"], part["pair"]) for part in report["missing"]] == [(2, 0)]
+    assert "not measured: 1 pairs" in tables(report)
     assert [(row["threads"], row["pairs"]) for row in report["headline"]] == [(1, 2), (2, 2)]
     assert not digests_differ(report)
     assert "tiny" in tables(report)

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ MAX_ANONYMOUS_BYTES = 2_000_000_000
 """Aim: memory beyond the mapped files."""
 
 
-def summary(lines: Mapping[Part, dict[str, Any]], profile: Sequence[dict[str, Any]], *, full: str) -> dict[str, Any]:
-    """All figures, by what was merged and how."""
+def summary(
+    lines: Mapping[Part, dict[str, Any]], profile: Sequence[dict[str, Any]], *, parts: Sequence[Part], full: str
+) -> dict[str, Any]:
+    """All figures, by what was merged and how, and which of the planned parts are missing."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for part, line in sorted(lines.items(), key=lambda item: item[0].pair):
         groups.setdefault((part.shape, part.mode, part.num_deltas, part.rank, part.threads), []).append(line)
@@ -35,6 +38,7 @@ def summary(lines: Mapping[Part, dict[str, Any]], profile: Sequence[dict[str, An
         },
         "headline": [row for row in rows if row["shape"] == full],
         "scaling": [row for row in rows if row["shape"] != full],
+        "missing": [asdict(part) for part in parts if part not in lines],
         "profile": list(profile),
     }
 
@@ -131,6 +135,8 @@ def tables(report: dict[str, Any]) -> str:
         text += ["", f"{title}: " + ", ".join(f"{name}, {size:.0f} M parameters" for name, size in sizes.items())]
         text.append("  ".join(f"{name:>{width}}" for name, width in HEAD))
         text += ["  ".join(f"{cell!s:>{w}}" for cell, (_, w) in zip(_cells(row), HEAD, strict=True)) for row in rows]
+    if report["missing"]:
+        text += ["", f"not measured: {len(report['missing'])} pairs; the same command without --report measures them"]
     if report["profile"]:
         text += ["", "profile: share of the threads' time, by the innermost line of ours"]
         text += [f"{100 * row['share']:5.1f} %  {row['where']:<28}  {row['line']}" for row in report["profile"]]
