@@ -27,8 +27,9 @@ sys.path[:0] = [str(ROOT / "scripts/bench"), str(ROOT / "node"), str(ROOT / "pro
 from learning.bench import Bench, open_bench  # noqa: E402 - after the path is set.
 from learning.catalogue import OURS  # noqa: E402
 from learning.corpus import embedded_sources  # noqa: E402
+from learning.rule_figures import FULL, LONG, TITLES, Runs  # noqa: E402
 from learning.rule_rounds import VERSION, round_from_json, run_swarm  # noqa: E402
-from learning.rule_tables import FULL, LONG, TITLES, Runs, all_tables  # noqa: E402
+from learning.rule_tables import all_tables  # noqa: E402
 from learning.setting import DOMAINS, IID, Setting  # noqa: E402
 from learning.trial import Line  # noqa: E402
 

@@ -12,6 +12,23 @@ from fullrank_protocol.scaled import Scaled
 from fullrank_protocol.weights import PastUpdate, past_update
 from learning.rule_replay import RULE, TEN_TIMES, Outcome, Sender, honest, replayed
 from learning.rule_rounds import MEMBER, Round
+from learning.setting import DOMAINS, IID
+
+Runs = Sequence[Sequence[Round]]
+"""The rounds of a swarm, for every seed."""
+
+LONG = "long"
+"""A swarm of more rounds than a node keeps its A for, of which the update norms are looked at."""
+
+FULL = "full"
+"""A swarm with as many steps in a round as the defaults allow, of which the cosines are looked at."""
+
+TITLES: Mapping[str, str] = {
+    IID: "dealt at random",
+    DOMAINS: "domains apart",
+    LONG: "dealt at random, more rounds",
+    FULL: "dealt at random, 200 steps",
+}
 
 Cohort = tuple[Round, Sequence[Sender]]
 """A round, and who sends what in it."""
@@ -95,11 +112,6 @@ def history(rounds: Sequence[Round]) -> list[PastUpdate]:
         weights = [Scaled.of(weight) for weight in one.weights]
         found.append(past_update(weights, Scaled.of(norm), RULE, found))
     return found
-
-
-def norms_of(updates: Sequence[PastUpdate]) -> list[float | None]:
-    """Of a swarm's updates."""
-    return [past.full_norm for past in updates]
 
 
 def over_trailing(updates: Sequence[PastUpdate], trailing: int = RULE.trailing_rounds) -> list[float | None]:

@@ -167,15 +167,22 @@ def honest(one: Round, count: int | None = None) -> list[Sender]:
     return [Sender(mix_D=unit(one, place)) for place in one.places(MEMBER)[:count]]
 
 
+def grown(one: Round) -> list[Sender]:
+    """The members, and the honest strangers as members, too: 24 of them."""
+    return [Sender(mix_D=unit(one, place)) for kind in (MEMBER, STRANGER) for place in one.places(kind)]
+
+
 def apart(one: Round, count: int) -> list[Sender]:
     """Attackers who each send their own delta, ten times and with the sign turned: the last of the members."""
     return [_hostile(unit(one, place, -TEN_TIMES)) for place in one.places(MEMBER)[len(one.places(MEMBER)) - count :]]
 
 
-def concerted(one: Round, count: int, kind: str = MEMBER, *, likeness: float = CONCERTED) -> list[Sender]:
-    """Attackers who agree on minus the members' mean, with so much noise of their own that they are no copies."""
-    members = one.places(MEMBER)
-    away_D = _normed(one, sum((unit(one, place) for place in members), np.zeros(len(one.names))))
+def concerted(
+    one: Round, count: int, kind: str = MEMBER, *, likeness: float = CONCERTED, against: Sequence[str] = (MEMBER,)
+) -> list[Sender]:
+    """Attackers who agree on minus the mean of others, with so much noise of their own that they are no copies."""
+    victims = [place for victim in against for place in one.places(victim)]
+    away_D = _normed(one, sum((unit(one, place) for place in victims), np.zeros(len(one.names))))
     places = one.places(kind)
     found = []
     for place in places[len(places) - count :]:

@@ -8,69 +8,29 @@ from dataclasses import replace
 from itertools import combinations, product
 from statistics import fmean
 
-from learning.rule_figures import (
-    Cell,
-    Cohort,
-    Table,
-    cell,
-    each,
-    history,
-    hostile_path,
-    norms_of,
-    over_trailing,
-    rounds_of,
-    weighed,
-)
+from learning.rule_figures import FULL, TITLES, Cell, Cohort, Runs, Table, cell, each, rounds_of, weighed
+from learning.rule_limits import declared_tokens, hostile_cohorts, open_shares, update_norms
 from learning.rule_replay import (
     RULE,
-    UNBOUNDED_TOKENS,
-    USUAL_TOKENS,
     Sender,
     apart,
     at_random,
     averaged,
-    boasting,
     concerted,
     copies,
     disguised,
     distance,
     honest,
     projected,
-    strange,
-    strangers,
 )
 from learning.rule_rounds import COPY, HALF, MEMBER, RANDOM, STRANGER, TWIN, Round, cosine_of
 from learning.setting import DOMAINS, IID
-
-Runs = Sequence[Sequence[Round]]
-"""The rounds of a swarm, for every seed."""
-
-LONG = "long"
-"""A swarm of more rounds than a node keeps its A for, of which the update norms are looked at."""
-
-FULL = "full"
-"""A swarm with as many steps in a round as the defaults allow, of which the cosines are looked at."""
-
-TITLES: Mapping[str, str] = {
-    IID: "dealt at random",
-    DOMAINS: "domains apart",
-    LONG: "dealt at random, more rounds",
-    FULL: "dealt at random, 200 steps",
-}
 
 STEPS = (0, 1, 2, 4, 8, 16, 64)
 SETTLED_STEPS = 1024
 """The median moves by less than a millionth of a norm from here on."""
 
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, None)
-CAPS = (1.0, 1.5, 2.0, None)
-TRAILING = (1, 3, 9, 27)
-TOKEN_CAPS = (1 << 18, 1 << 19, 1 << 20, 1 << 22, None)
-OPEN_SHARES = (0.1, 0.2, 0.3, 0.5, None)
-HOSTILE_ROUNDS = (1, 10, 20)
-
-BOASTER = "{share:.0%}; {cosine:.2f}; {norm:.1f}"
-STRANGERS = "{share:.0%}; {cosine:.2f}; {progress:.2f}"
 
 
 def all_tables(runs: Mapping[str, Runs]) -> list[Table]:
@@ -99,7 +59,7 @@ def honest_steps(runs: Mapping[str, Runs]) -> Table:
             cell("{cosine:.4f}", cosine=[one.cosine for one in outcomes[steps]]) for steps in STEPS
         )
         rows[f"{TITLES[split]}: distance to the median, of a delta's norm"] = _distances(cohorts)
-        rows[f"{TITLES[split]}: the same with 3 of 8 who turn the mean in concert"] = _distances(
+        rows[f"{TITLES[split]}: the same, 3 of 8 turning the mean in concert"] = _distances(
             [(one, [*honest(one, 5), *concerted(one, 3)]) for one in rounds]
         )
     return Table(
@@ -202,95 +162,6 @@ def copying(runs: Mapping[str, Runs]) -> Table:
         title="One member's delta under four keys beside seven others, and attackers in concert: "
         "their share of the weights; cosine of the update with the honest mean",
         head=tuple("none" if threshold is None else str(threshold) for threshold in THRESHOLDS),
-        rows=rows,
-    )
-
-
-def update_norms(runs: Mapping[str, Runs]) -> Table:
-    """Updates of honest swarms over the median of those before them."""
-    rows: dict[str, tuple[Cell | None, ...]] = {}
-    longest = max(len(rounds) for found in runs.values() for rounds in found)
-    for split, found in runs.items():
-        histories = [history(rounds) for rounds in found]
-        for label, wanted in (("norm of the update", norms_of), ("over the trailing median", over_trailing)):
-            columns = zip(*(wanted(past) for past in histories), strict=True)
-            cells = [cell("{norm:.2f}", norm=values) if None not in values else None for values in columns]
-            rows[f"{TITLES[split]}: {label}"] = (*cells, *([None] * (longest - len(cells))))
-    return Table(
-        name="update_norm_cap, honest",
-        title="Updates of honest swarms, round by round",
-        head=tuple(map(str, range(1, longest + 1))),
-        rows=rows,
-    )
-
-
-def hostile_cohorts(runs: Runs) -> Table:
-    """How far a cohort that is hostile as a whole moves the model, in honest updates of the last round."""
-    rows: dict[str, tuple[Cell | None, ...]] = {}
-    for trailing in TRAILING:
-        for cap in CAPS:
-            if trailing != RULE.trailing_rounds and cap != RULE.update_norm_cap_milli / 1000:
-                continue
-            rule = replace(RULE, update_norm_cap_milli=round(1000 * (cap or 0.0)), trailing_rounds=trailing)
-            paths = [hostile_path(rounds, rule, most=max(HOSTILE_ROUNDS)) for rounds in runs]
-            label = f"{'no cap' if cap is None else f'cap {cap:g}'}, median of {trailing}"
-            rows[label] = tuple(
-                cell("{path:.1f}", path=[sum(path[:count]) for path in paths]) for count in HOSTILE_ROUNDS
-            )
-    return Table(
-        name="update_norm_cap, hostile",
-        title="Everybody's delta ten times as large: how far the model moves, in honest updates",
-        head=tuple(f"in {count} round{'s' if count > 1 else ''}" for count in HOSTILE_ROUNDS),
-        rows=rows,
-    )
-
-
-def declared_tokens(runs: Runs) -> Table:
-    """What somebody gains who declares as many tokens as can be written."""
-    rounds = rounds_of(runs)
-    rows: dict[str, tuple[Cell | None, ...]] = {}
-    for members, tokens, hostile in (
-        (8, USUAL_TOKENS, False),
-        (8, USUAL_TOKENS, True),
-        (4, USUAL_TOKENS, True),
-        (3, USUAL_TOKENS, True),
-        (8, USUAL_TOKENS // 10, False),
-        (8, USUAL_TOKENS // 10, True),
-    ):
-        label = f"one of {members}, {'own delta turned, ten times' if hostile else 'honest delta'}; others {tokens:,}"
-        cohorts = [(one, boasting(one, members, num_tokens=tokens, hostile=hostile)) for one in rounds]
-        rows[label] = tuple(
-            weighed(each(cohorts, replace(RULE, token_cap=cap or 2 * UNBOUNDED_TOKENS)), BOASTER) for cap in TOKEN_CAPS
-        )
-    return Table(
-        name="token_cap",
-        title="One member declares 2^40 tokens: its share of the weights; cosine of the update with the honest mean; "
-        "norm of the update over that mean's",
-        head=tuple("none" if cap is None else f"2^{cap.bit_length() - 1}" for cap in TOKEN_CAPS),
-        rows=rows,
-    )
-
-
-def open_shares(runs: Runs) -> Table:
-    """What strangers weigh beside eight members."""
-    rounds = [one for one in rounds_of(runs) if one.places(STRANGER)]
-    rows: dict[str, tuple[Cell | None, ...]] = {}
-    ways: tuple[tuple[str, Callable[[Round, int], list[Sender]]], ...] = (
-        ("honest", strangers),
-        ("the mean turned, ten times, in concert", lambda one, count: strange(concerted(one, count, STRANGER))),
-    )
-    for label, way in ways:
-        for count in (1, 4, 16):
-            cohorts = [(one, [*honest(one), *way(one, count)]) for one in rounds]
-            rows[f"{count} stranger{'s' if count > 1 else ''}: {label}"] = tuple(
-                weighed(each(cohorts, replace(RULE, open_share_micro=round(1e6 * _none(share, 1.0)))), STRANGERS)
-                for share in OPEN_SHARES
-            )
-    return Table(
-        name="open_share",
-        title="Strangers beside eight members: their share of the weights; cosine of the update with the honest mean; "
-        "how far it goes along it",
-        head=tuple("none" if share is None else str(share) for share in OPEN_SHARES),
         rows=rows,
     )
 
