@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures what the aggregation rule's defaults do to real deltas, with and without attackers among them.
 
-    scripts/bench/rule.py                    # the embedded base and texts: forty minutes on one core
+    scripts/bench/rule.py                    # the embedded base and texts: three quarters of an hour on one loaded core
     scripts/bench/rule.py --report           # the tables of what is there, in half a minute
 
 First swarms of eight train as the default says, each one line of the results file, added as soon as it is done; what
