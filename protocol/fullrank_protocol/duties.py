@@ -1,6 +1,6 @@
 """What a node does by itself: adopt, vote, finalise, propose at its turn, train (protocol sections 5 and 8)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fullrank_protocol.chain import ChainState, common_ancestor, contribution_staleness
 from fullrank_protocol.checkpoint import contributions
@@ -229,7 +229,7 @@ def train(state: RoundState, now_ms: int) -> Iterator[Action]:
     if deadline - now_ms < window // MIN_TRAINING_SHARE or not _may_contribute(state, head, slot=slot):
         return
     state.training = head.here
-    num_merged, num_late = _merged_last(state, head)
+    num_merged, num_late = _merged_lately(state, head)
     yield Train(
         base=head.here,
         base_round=head.round,
@@ -240,14 +240,28 @@ def train(state: RoundState, now_ms: int) -> Iterator[Action]:
     )
 
 
-def _merged_last(state: RoundState, head: ChainState) -> tuple[int, int]:
-    """Contributions of the newest round on this chain, and the late ones; before the first one, the founders'."""
+def usual_merge(merges: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """What the next merge can be expected to be like: contributions, at least one, and how many of them are late.
+
+    Args:
+        merges: The same of the last ones, at least one; the mean says more than the newest, for volunteers come and go.
+    """
+    merged = sum(num_merged for num_merged, _ in merges)
+    late = sum(num_late for _, num_late in merges)
+    usual = max(1, round(merged / len(merges)))
+    return usual, round(usual * late / merged)
+
+
+def _merged_lately(state: RoundState, head: ChainState) -> tuple[int, int]:
+    """The usual merge on this chain, of as many as its rule looks back on; before the first one, a founder's each."""
+    merges: list[tuple[int, int]] = []
     newest = state.tree.nodes[head.last_normal.checkpoint].checkpoint
-    if newest is None:
-        return len(state.genesis.membership.founders), 0
-    merged = [accepted.contribution for accepted in newest.accepted]
-    parent = state.tree.state(newest.parent)
-    return len(merged), sum(_staleness(state, contribution, parent) > 0 for contribution in merged)
+    while newest is not None and len(merges) < max(1, state.genesis.rule.trailing_rounds):
+        parent = state.tree.state(newest.parent)
+        merged = [accepted.contribution for accepted in newest.accepted]
+        merges.append((len(merged), sum(_staleness(state, contribution, parent) > 0 for contribution in merged)))
+        newest = state.tree.nodes[parent.last_normal.checkpoint].checkpoint
+    return usual_merge(merges) if merges else (len(state.genesis.membership.founders), 0)
 
 
 def _pending(state: RoundState, head: ChainState) -> Iterator[PendingContribution]:

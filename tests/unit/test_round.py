@@ -10,6 +10,7 @@ from swarms import id_of, key_of
 from fullrank_protocol import parking
 from fullrank_protocol.checkpoint import AcceptedContribution, CheckpointKind, RefusedContribution
 from fullrank_protocol.contribution import Contribution
+from fullrank_protocol.duties import usual_merge
 from fullrank_protocol.envelope import seal
 from fullrank_protocol.errors import Rule
 from fullrank_protocol.membership import ROLE_CONTRIBUTE
@@ -757,7 +758,7 @@ def test_training_begins_on_the_head_and_ends_a_tenth_of_a_window_before_the_slo
 
 
 def test_a_node_that_trains_is_told_how_many_contributions_the_next_merge_can_be_expected_to_average() -> None:
-    """As many as the last one did, whatever empty checkpoints came since; before the first one, a founder's each."""
+    """As many as the last ones did, whatever empty checkpoints came since; before the first one, a founder's each."""
     tale = story("ada", "bob", policy=wire.OPEN)
     assert only(Train, trainer(tale, "zoe").at(1)).num_averaged == 2
     one = tale.round_of(tale.genesis, slot=1, accepted=[tale.contribution("bob")])
@@ -791,7 +792,33 @@ def test_a_node_that_trains_is_told_what_of_its_own_is_still_on_the_way_and_how_
     machine.at(3)
     train = only(Train, machine.receive(two))
     assert [(each.contribution.id, each.base_round) for each in train.pending] == [(second.id, 1)]
-    assert (train.num_averaged, train.num_late) == (2, 1)
+    assert (train.num_averaged, train.num_late) == (2, 1)  # The mean of both.
+
+
+def test_the_usual_merge_is_the_mean_of_the_last_ones() -> None:
+    assert usual_merge([(1, 0)]) == (1, 0)
+    assert usual_merge([(6, 6), (2, 1), (4, 0), (4, 1)]) == (4, 2)  # Half of sixteen are late.
+    assert usual_merge([(1, 0), (1, 0), (2, 2)]) == (1, 0)  # Of 4/3 contributions, 2/3 are late: half a one.
+
+
+def test_a_node_that_trains_looks_back_on_as_many_merges_as_the_rule_does() -> None:
+    """Five merges of two deltas, then four of one: two are usual among the last nine; after one more of one, one is."""
+    tale = story("ada", "bob", policy=wire.OPEN)
+    assert tale.swarm.genesis.rule.trailing_rounds == 9
+    chain, head = [], tale.genesis
+    for slot in range(1, 11):
+        authors = ("ada", "bob") if slot <= 5 else ("bob",)
+        head = tale.round_of(head, slot=slot, accepted=[tale.contribution(author, head) for author in authors])
+        chain.append(head)
+    usual = []
+    for length in (9, 10):
+        machine = trainer(tale, "zoe")
+        machine.state.trains = False
+        machine.at(11)
+        for checkpoint in chain[:length]:
+            machine.receive(checkpoint)
+        usual.append(only(Train, machine.feed(TrainingAllowed(allowed=True))).num_averaged)
+    assert usual == [2, 1]
 
 
 def test_a_refused_delta_is_not_on_the_way() -> None:
