@@ -12,18 +12,18 @@ from learning.arm import Arm
 from learning.arms_adapter import FactorAveraging, SingleAdapter
 from learning.arms_swarm import Swarm
 from learning.arms_whole import Parallel, Sequential
-from learning.catalogue import OURS, STANDARD
+from learning.catalogue import GROWING, OURS, STANDARD
 from learning.drawing import GROUND, INK, OTHER_POINT, POINTS, STYLES, apart, draw, draw_ranks
 from learning.plan import Lineup
 from learning.report import Comparison, compare
 from learning.setting import Setting
-from learning.shown import WORDS, choose, followed, frontier, loss_curves, rank_curves, tabled
+from learning.shown import WORDS, choose, followed, frontier, loss_curves, rank_curves, senders, tabled
 from learning.store import Results
 
 SETTING = Setting(base="b", corpus="c", nodes=2, rounds=2, steps=5, batch=4, warmup=1, split="iid")
 
 FACTORS = FactorAveraging(rank=8, own=False, restart=False)
-SMALL = replace(OURS, rank=4)
+SMALL = replace(OURS, rank=8)
 WASTEFUL = replace(OURS, outer_step=2.0)
 
 LOSSES: Mapping[Arm, tuple[float, float]] = {
@@ -90,6 +90,14 @@ def test_over_rounds_the_mark_the_swarm_the_best_adapter_and_noise_are_drawn(tmp
         ("noise", pytest.approx((5.0, 6.0))),
         ("adapter", pytest.approx((3.0, 2.45))),
     ]
+
+
+def test_the_ranks_of_narrow_contributions_are_drawn_and_no_ablation_is_among_the_points(tmp_path: Path) -> None:
+    comparison = comparison_of(tmp_path / "r.jsonl", {**LOSSES, GROWING: (3.0, 3.2)})
+    assert rank_curves(comparison)[-1].role == "growing"
+    assert rank_curves(comparison)[-1].values == pytest.approx((3.0, 3.1))
+    assert GROWING not in [row.arm for _, _, row in senders(comparison)]
+    assert GROWING not in [row.arm for row in tabled(comparison)]
 
 
 def test_on_the_frontier_is_whom_nobody_beats_with_as_few_bytes(tmp_path: Path) -> None:

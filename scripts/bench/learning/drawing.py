@@ -25,7 +25,6 @@ from learning.shown import (
     rank_curves,
     senders,
     size_words,
-    tabled,
 )
 from learning.trial import CURVE_BLOCKS
 
@@ -240,9 +239,12 @@ def _label_ends(figure: Figure, axes: Axes, curves: Sequence[Curve], *, x_end: f
 
 
 def _labelled(comparison: Comparison, points: Sequence[Point]) -> set[str]:
-    """Names of the arms whose points get a label: all of others; of ours, those that the table has."""
-    ours = {row.arm.name for _, _, row in points if type(row.arm).__name__ == "Swarm"}
-    return {row.arm.name for _, _, row in points} - ours | {row.arm.name for row in tabled(comparison)}
+    """Names of the arms whose points get a label: of those that have the same one, the arm of the least loss."""
+    best: dict[str, tuple[float, str]] = {}
+    for _, loss, row in points:
+        words = size_words(row, ours=comparison.ours)
+        best[words] = min(best.get(words, (loss, row.arm.name)), (loss, row.arm.name))
+    return {name for _, name in best.values()}
 
 
 def _label_points(figure: Figure, axes: Axes, points: Sequence[Point], *, ours: str, labelled: set[str]) -> None:

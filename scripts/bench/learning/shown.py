@@ -9,7 +9,7 @@ from fullrank_node.training.lora import MODE_AB
 from learning.arms_adapter import FactorAveraging, SingleAdapter
 from learning.arms_swarm import Swarm
 from learning.arms_whole import Parallel
-from learning.catalogue import GROWING, MARK
+from learning.catalogue import GROWING, MARK, STANDARD
 from learning.report import Comparison, Row
 
 WORDS: Mapping[str, str] = {
@@ -156,11 +156,16 @@ def num_tokens(comparison: Comparison) -> int:
 
 
 def senders(comparison: Comparison) -> list[tuple[float, float, Row]]:
-    """Bytes of a contribution, loss and row of every arm in which something is sent, the fewest bytes first."""
+    """Bytes of a contribution, loss and row of every arm in which something is sent, the fewest bytes first.
+
+    Of ours, those that are compared with others, and none of the ablations.
+    """
     found = [
         (row.num_bytes, row.loss.value, row)
         for row in comparison.rows
-        if row.num_bytes is not None and row.loss is not None
+        if row.num_bytes is not None
+        and row.loss is not None
+        and (not isinstance(row.arm, Swarm) or row.arm in STANDARD or row.arm.name == comparison.ours)
     ]
     return sorted(found, key=lambda point: (point[0], point[1], point[2].arm.name))
 
@@ -208,7 +213,7 @@ def _rank_of(row: Row) -> int:
 
 def _label(row: Row) -> str:
     if row.arm == GROWING:
-        return "rank 8, new A each round"
+        return f"rank {GROWING.rank}, new A"
     return short_words(row) + (f", rank {row.arm.rank}" if isinstance(row.arm, SingleAdapter) else "")
 
 
