@@ -18,7 +18,7 @@ from fullrank_protocol.checkpoint import (
 )
 from fullrank_protocol.contribution import Contribution, make_contribution, open_contribution
 from fullrank_protocol.envelope import Envelope, open_envelope
-from fullrank_protocol.genesis import Genesis, create_genesis, default_limits, default_rule
+from fullrank_protocol.genesis import Genesis, create_genesis, default_limits
 from fullrank_protocol.identity import SigningKey
 from fullrank_protocol.scaled import Scaled
 from fullrank_protocol.vote import Vote, make_vote, open_vote
@@ -75,7 +75,7 @@ def genesis_message(
         codecs=[1],
         timing=wire.Timing(slot_window_ms=WINDOW_MS, grace_ms=100, stall_slots=stall_slots),
         training=small_training(),
-        rule=default_rule(),
+        rule=fixed_rule(),
         limits=default_limits(),
         membership=wire.MembershipPolicy(
             policy=wire.Policy.Name(policy),
@@ -99,6 +99,21 @@ def small_training() -> wire.Training:
         batch_size=4,
         block_length=512,
         period_rounds=5,
+    )
+
+
+def fixed_rule() -> wire.AggregationRule:
+    """How deltas are weighed. Fixed, for the same reason, and since vectors of hostile peers are made of it."""
+    return wire.AggregationRule(
+        max_contributions=64,
+        token_cap=1 << 20,
+        max_staleness_rounds=3,
+        duplicate_cosine_micro=900_000,
+        weiszfeld_steps=8,
+        update_norm_cap_milli=1500,
+        trailing_rounds=9,
+        outer_step=Scaled.of(1.0).to_wire(),
+        open_share_micro=200_000,
     )
 
 

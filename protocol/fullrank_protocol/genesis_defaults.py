@@ -40,9 +40,9 @@ def default_rule() -> wire.AggregationRule:
     """Clip to the cohort's median norm, geometric median in eight steps, at most 1.5 times the median of nine."""
     return wire.AggregationRule(
         max_contributions=64,
-        token_cap=1 << 20,
+        token_cap=1 << 19,
         max_staleness_rounds=3,
-        duplicate_cosine_micro=900_000,
+        duplicate_cosine_micro=500_000,
         weiszfeld_steps=8,
         update_norm_cap_milli=1500,
         trailing_rounds=9,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from simulation.invariants import Checker
 from simulation.node import SimulatedNode, key_of
-from swarms import small_training
+from swarms import fixed_rule, small_training
 
 from fullrank_protocol import genesis_defaults
 from fullrank_protocol.codec import CODEC_PACKED
@@ -45,7 +45,7 @@ def make_genesis(*, founders: int, window_ms: int = WINDOW_MS, stall_slots: int 
         codecs=[CODEC_PACKED],
         timing=wire.Timing(slot_window_ms=window_ms, grace_ms=window_ms // 10, stall_slots=stall_slots),
         training=small_training(),
-        rule=genesis_defaults.default_rule(),
+        rule=fixed_rule(),
         limits=genesis_defaults.default_limits(),
         membership=wire.MembershipPolicy(
             policy=wire.INVITE, root_keys=[keys[0].public_key], root_threshold=1, founders=public

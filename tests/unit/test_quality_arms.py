@@ -356,6 +356,20 @@ def test_a_trial_of_another_base_is_refused(bench: Bench) -> None:
         run_trial(bench, trial)
 
 
+def test_a_trial_follows_the_rule_of_today_and_draws_the_same_a_under_any(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    today = bench.genesis(outer_step=0.5)
+    rule = default_rule()
+    assert (today.rule.token_cap, today.rule.duplicate_cosine_micro) == (rule.token_cap, rule.duplicate_cosine_micro)
+    rule.token_cap, rule.duplicate_cosine_micro = 1, 2
+    monkeypatch.setattr("learning.bench.default_rule", lambda: rule)
+    monkeypatch.setattr(bench, "_geneses", {})
+    other = bench.genesis(outer_step=0.5)
+    assert (other.rule.token_cap, other.rule.duplicate_cosine_micro) == (1, 2)
+    assert other.swarm == today.swarm
+
+
 def test_what_others_are_compared_with_is_what_a_daemon_does_by_default(bench: Bench) -> None:
     training, plan = default_training(), Plan.of({"round": 0, "member": "00" * 32}, bench.genesis())
     assert (training.mode, training.rank, training.bits_b, training.period_rounds) == (

@@ -22,6 +22,7 @@ from learning.rule_replay import (
     boasting,
     concerted,
     copies,
+    crowding,
     disguised,
     distance,
     honest,
@@ -94,13 +95,24 @@ def test_a_plain_mean_goes_where_the_longest_goes(orthogonal: Round) -> None:
     assert found.cosine == pytest.approx(math.sqrt(3) / math.sqrt(103))
 
 
-def test_those_who_act_in_concert_agree_on_so_much_of_their_deltas(orthogonal: Round) -> None:
-    first, second = gram_of(orthogonal, concerted(orthogonal, 2))[0]
-    assert first == pytest.approx(20.0**2)
-    # What is their own has a cosine of -1/3: the four residuals of the mean add up to zero.
-    assert second / first == pytest.approx(0.85 - 0.15 / 3)
-    alike = gram_of(orthogonal, concerted(orthogonal, 2, likeness=0.4))
-    assert alike[0, 1] / alike[0, 0] == pytest.approx(0.4 - 0.6 / 3)
+@pytest.mark.parametrize(("count", "threshold"), [(2, 0.5), (3, 0.5), (2, 0.9), (3, 0.9)])
+def test_those_who_act_in_concert_lie_just_below_the_threshold(orthogonal: Round, count: int, threshold: float) -> None:
+    gram_SS = gram_of(orthogonal, concerted(orthogonal, count, threshold=threshold)) / 20.0**2
+    assert np.diag(gram_SS) == pytest.approx([1.0] * count)
+    assert gram_SS[np.triu_indices(count, 1)].tolist() == pytest.approx([threshold - 0.01] * math.comb(count, 2))
+
+
+def test_the_noise_of_those_who_act_in_concert_adds_up_to_nothing(orthogonal: Round) -> None:
+    summed_D = sum(sender.mix_D for sender in concerted(orthogonal, 3))
+    members = orthogonal.places(MEMBER)
+    assert summed_D == pytest.approx(np.where(np.isin(np.arange(summed_D.size), members), summed_D[members[0]], 0.0))
+    assert summed_D[members[0]] < 0.0
+
+
+def test_whoever_turns_the_mean_alone_adds_no_noise(orthogonal: Round) -> None:
+    (alone,) = concerted(orthogonal, 1)
+    # The unit vector along the mean of four deltas of norm 2 is a quarter of each; times -10 and the median norm.
+    assert alone.mix_D[orthogonal.places(MEMBER)] == pytest.approx([-5.0] * 4)
 
 
 def test_random_integers_are_as_long_as_members_deltas(orthogonal: Round) -> None:
@@ -120,6 +132,17 @@ def test_a_copy_in_disguise_lies_just_below_the_threshold(orthogonal: Round) -> 
     assert np.diag(gram_SS) == pytest.approx([4.0] * 4)
     assert gram_SS[0, 1:] / 4.0 == pytest.approx([0.89] * 3)
     assert gram_SS[1, 2] / 4.0 == pytest.approx(0.89**2)
+
+
+def test_whoever_is_like_the_sum_of_others_shares_their_weight(orthogonal: Round) -> None:
+    senders = crowding(orthogonal, 1, 2)
+    # The sum has a cosine of 0.71 with both: they count half, it a third, and one member is left.
+    assert replayed(orthogonal, senders, replace(MEAN_RULE, duplicate_cosine_micro=500_000)).share == pytest.approx(
+        1 / (1 + 1 / 3 + 1), abs=0.003
+    )
+    assert replayed(orthogonal, senders, replace(MEAN_RULE, duplicate_cosine_micro=900_000)).share == pytest.approx(
+        1 / 2, abs=0.003
+    )
 
 
 def test_whoever_declares_without_bound_weighs_as_much_as_the_cap_is_worth(orthogonal: Round) -> None:

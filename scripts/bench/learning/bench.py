@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ TRAINING = wire.Training(
 """Hints that no arm follows. Fixed, since every A is drawn from the id of the genesis that they stand in: with the
 defaults of the day, a trial could not be run again."""
 
+TOKEN_CAP, DUPLICATE_COSINE_MICRO = 1 << 20, 900_000
+"""What stands in that genesis for the same reason, and is not in force: trials are weighed by today's defaults."""
+
 FOUNDER = SigningKey.from_seed(hashlib.sha256(b"quality benchmark").digest())
 
 
@@ -81,7 +85,7 @@ class Bench:
         self.modules: tuple[Module, ...] = self.genesis().modules
 
     def genesis(self, *, outer_step: float = 1.0, embeddings: bool = True) -> Genesis:
-        """Rules of a swarm over this base, as a founder gets them; the same id for the same rules."""
+        """Rules of a swarm over this base, as a founder gets them; the same id for the same choices."""
         chosen = (outer_step, embeddings)
         if chosen not in self._geneses:
             self._geneses[chosen] = self._make_genesis(*chosen)
@@ -134,7 +138,10 @@ class Bench:
                 founders=[FOUNDER.public_key],
             ),
         )
-        return create_genesis(FOUNDER, message)
+        in_force = create_genesis(FOUNDER, message).rule
+        message.rule.token_cap = TOKEN_CAP
+        message.rule.duplicate_cosine_micro = DUPLICATE_COSINE_MICRO
+        return replace(create_genesis(FOUNDER, message), rule=in_force)
 
 
 def open_bench(base_dir: Path, sources: Sources, *, base_name: str) -> Bench:

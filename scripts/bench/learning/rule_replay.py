@@ -4,7 +4,7 @@ Every delta that is sent here is a sum of deltas of a real round, times numbers:
 members' mean with somebody's own noise. So the inner products of what is sent follow from those of the round, and the
 rule, which sees nothing else, is the protocol's own.
 
-Legend of array names: S = senders, D = deltas of the round.
+Legend of array names: S = senders, A = attackers, D = deltas of the round.
 """
 
 # ruff: noqa: N815  (attributes named like the arrays that they hold)
@@ -32,8 +32,9 @@ UNBOUNDED_TOKENS = 1 << 40
 TEN_TIMES = 10.0
 """How much longer than others' the deltas of a noisy attacker are."""
 
-CONCERTED = 0.85
-"""Share of a delta's energy on which attackers agree: their cosines lie below the threshold for copies."""
+
+CLEARANCE = 0.01
+"""How far below the threshold for copies they stay who do not want to be taken for some."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -91,6 +92,9 @@ def the_rule() -> AggregationRule:
 
 
 RULE = the_rule()
+
+THRESHOLD = RULE.duplicate_cosine_micro / 1e6
+"""Cosine above which deltas share one weight."""
 
 
 def replayed(
@@ -178,19 +182,21 @@ def apart(one: Round, count: int) -> list[Sender]:
 
 
 def concerted(
-    one: Round, count: int, kind: str = MEMBER, *, likeness: float = CONCERTED, against: Sequence[str] = (MEMBER,)
+    one: Round, count: int, kind: str = MEMBER, *, threshold: float = THRESHOLD, against: Sequence[str] = (MEMBER,)
 ) -> list[Sender]:
-    """Attackers who agree on minus the mean of others, with so much noise of their own that they are no copies."""
+    """Attackers who agree on minus the mean of others, with so much noise that they are no copies.
+
+    They agree on the noise, too: it adds up to nothing, and all their cosines lie a hundredth below the threshold.
+    One alone is like nobody and adds none.
+    """
     victims = [place for victim in against for place in one.places(victim)]
     away_D = _normed(one, sum((unit(one, place) for place in victims), np.zeros(len(one.names))))
-    places = one.places(kind)
-    found = []
-    for place in places[len(places) - count :]:
-        own_D = unit(one, place)
-        noise_D = _normed(one, own_D - float(own_D @ one.gram_DD @ away_D) * away_D)
-        mix_D = math.sqrt(likeness) * away_D + math.sqrt(1.0 - likeness) * noise_D
-        found.append(_hostile(-TEN_TIMES * median_norm(one) * mix_D))
-    return found
+    mix_AD = np.tile(away_D, (count, 1))
+    if count > 1 and threshold < 1.0:
+        agreed = ((threshold - CLEARANCE) * (count - 1) + 1.0) / count
+        noise_AD = _cancelling(one, one.places(kind)[-count:], away_D)
+        mix_AD = math.sqrt(agreed) * mix_AD + math.sqrt(1.0 - agreed) * noise_AD
+    return [_hostile(-TEN_TIMES * median_norm(one) * mix_D) for mix_D in mix_AD]
 
 
 def at_random(one: Round, count: int) -> list[Sender]:
@@ -227,13 +233,24 @@ def disguised(one: Round, threshold: float) -> list[Sender]:
     Their cosine with it is a hundredth below; among each other they are less alike than that.
     """
     first = one.places(MEMBER)[0]
-    norms_D, near = norms(one), min(threshold - 0.01, 1.0)
+    norms_D, near = norms(one), min(threshold - CLEARANCE, 1.0)
     found = [Sender(mix_D=unit(one, first), favoured=True)]
     for place in one.places(RANDOM):
         noise_D = unit(one, place) - one.gram_DD[place, first] / one.gram_DD[first, first] * unit(one, first)
         mix_D = near * unit(one, first, 1.0 / norms_D[first]) + math.sqrt(1.0 - near**2) * _normed(one, noise_D)
         found.append(_copy(norms_D[first] * mix_D))
     return found
+
+
+def crowding(one: Round, attackers: int, victims: int) -> list[Sender]:
+    """The members, the last of whom each send the sum of the first ones' deltas, as where A is sent along.
+
+    The share that is asked for is that of those first ones: they share their weight with whoever is like them.
+    """
+    found = honest(one)
+    summed_D = _normed(one, np.sum([sender.mix_D for sender in found[:victims]], axis=0))
+    crowd = [Sender(mix_D=median_norm(one) * summed_D, hostile=True)] * attackers
+    return [*(replace(sender, favoured=True) for sender in found[:victims]), *found[victims:-attackers], *crowd]
 
 
 def boasting(one: Round, members: int, *, num_tokens: int, hostile: bool) -> list[Sender]:
@@ -258,6 +275,18 @@ def _hostile(mix_D: FloatArray) -> Sender:
 def _copy(mix_D: FloatArray) -> Sender:
     """Not among those whose mean should be followed, else copies would move it."""
     return _hostile(mix_D)
+
+
+def _cancelling(one: Round, places: Sequence[int], away_D: FloatArray) -> FloatArray:
+    """Noise of norm 1 for each of these, at right angles to a direction, that adds up to nothing.
+
+    It is what is left of their own deltas: brought to right angles with each other, then without what is common.
+    """
+    own_AD = np.array([unit(one, place) for place in places])
+    own_AD -= np.outer(own_AD @ one.gram_DD @ away_D, away_D)
+    values_A, vectors_AA = np.linalg.eigh(own_AD @ one.gram_DD @ own_AD.T)
+    apart_AD = vectors_AA @ np.diag(values_A**-0.5) @ vectors_AA.T @ own_AD
+    return np.array([_normed(one, mix_D) for mix_D in apart_AD - apart_AD.mean(axis=0)])
 
 
 def _normed(one: Round, mix_D: FloatArray) -> FloatArray:

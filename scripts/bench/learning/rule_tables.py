@@ -18,6 +18,7 @@ from learning.rule_replay import (
     averaged,
     concerted,
     copies,
+    crowding,
     disguised,
     distance,
     honest,
@@ -30,7 +31,10 @@ STEPS = (0, 1, 2, 4, 8, 16, 64)
 SETTLED_STEPS = 1024
 """The median moves by less than a millionth of a norm from here on."""
 
-THRESHOLDS = (0.5, 0.8, 0.9, 0.95, None)
+THRESHOLDS = (0.4, 0.5, 0.6, 0.8, 0.9, None)
+
+CROWDED = ((1, 2), (1, 4), (3, 2), (3, 4))
+"""So many attackers send the sum of so many members' deltas, for these to count less."""
 
 
 def all_tables(runs: Mapping[str, Runs]) -> list[Table]:
@@ -142,12 +146,19 @@ def copying(runs: Mapping[str, Runs]) -> Table:
             weighed(
                 each(
                     [
-                        (one, [*honest(one, 8 - count), *concerted(one, count, likeness=_none(threshold, 1.0) - 0.05)])
+                        (one, [*honest(one, 8 - count), *concerted(one, count, threshold=_none(threshold, 1.0))])
                         for one in rounds
                     ],
                     replace(RULE, duplicate_cosine_micro=round(1e6 * _none(threshold, 1.01))),
                 )
             )
+            for threshold in THRESHOLDS
+        )
+    for attackers, victims in CROWDED:
+        label = f"the share of {victims} whose sum {attackers} of 8 send (A sent along)"
+        cohorts = [(one, crowding(one, attackers, victims)) for one in rounds]
+        rows[label] = tuple(
+            weighed(each(cohorts, replace(RULE, duplicate_cosine_micro=round(1e6 * _none(threshold, 1.01)))))
             for threshold in THRESHOLDS
         )
     for split, found in runs.items():
