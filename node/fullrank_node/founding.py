@@ -53,7 +53,7 @@ RETRY_S = 1.0
 GENESIS_TIMEOUT_S = 30.0
 PREPARE_TIMEOUT_S = 3600.0
 
-BEST_RATE, BEST_RATE_WIDTH = 0.007, 128
+BEST_RATE, BEST_RATE_WIDTH = 0.0035, 128
 """Where the default learning rate was measured; see `default_learning_rate`."""
 
 DEFAULT_MAX_RANK = 128
@@ -288,9 +288,9 @@ async def _ask_for_genesis(network: Network, link: Link) -> Genesis:
 def default_learning_rate(widths: list[int]) -> float:
     """Peak rate for B where the founder gives none, from the widths (in_features) of the adapted modules.
 
-    It holds for rank 32, and each node fits it to its own (`training.lora`). On one model of width 128, 0.007 was
-    best, on another 0.0035 (protocol/decisions/0015). Wider models get proportionally less, as hidden layers do under
-    maximal update parametrisation (Yang et al. 2022, arXiv:2203.03466).
+    It holds for rank 32, and each node fits it to its own (`training.lora`). On two models of width 128, 0.0035 was
+    best or as good as the best, and best where the rate is constant (protocol/decisions/0015). Wider models get
+    proportionally less, as hidden layers do under maximal update parametrisation (Yang et al. 2022, arXiv:2203.03466).
     """
     typical = sorted(widths)[len(widths) // 2]
     return min(BEST_RATE, BEST_RATE * BEST_RATE_WIDTH / typical)

@@ -185,6 +185,14 @@ def test_committed_results_keep_their_keys(name: str) -> None:
         assert trial_from_json(line["trial"]).key == line["key"]
 
 
+def test_what_the_command_runs_by_default_is_all_committed() -> None:
+    results = Results(Path(quality.ROOT) / "scripts/bench/results/quality.jsonl")
+    settings = {trial.setting for trial, _ in results.trials() if (trial.setting.nodes, trial.setting.rounds) == (4, 6)}
+    assert {setting.split for setting in settings} == set(SPLITS)
+    lineups = [Lineup(setting=setting, arms=STANDARD, seeds=(1, 2, 3)) for setting in settings]
+    assert [f"{trial.arm.name} {trial.setting.split} {trial.purpose}" for trial in next_trials(lineups, results)] == []
+
+
 def test_a_line_that_a_kill_cut_off_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     trials = [Trial(setting=SETTING, arm=Parallel(), rate=rate, seed=0, purpose=TUNE) for rate in (0.1, 0.2)]
