@@ -22,6 +22,7 @@ from learning.store import Results
 from learning.trial import trial_from_json
 
 from fullrank_node.errors import NodeError
+from fullrank_node.founding import BEST_RATE
 from fullrank_node.training.blocks import Blocks
 
 SETTING = Setting(base="b", corpus="c", nodes=2, rounds=3, steps=5, batch=4, warmup=1, split="iid")
@@ -191,6 +192,13 @@ def test_what_the_command_runs_by_default_is_all_committed() -> None:
     assert {setting.split for setting in settings} == set(SPLITS)
     lineups = [Lineup(setting=setting, arms=STANDARD, seeds=(1, 2, 3)) for setting in settings]
     assert [f"{trial.arm.name} {trial.setting.split} {trial.purpose}" for trial in next_trials(lineups, results)] == []
+
+
+def test_the_rate_that_founders_get_is_the_one_that_was_best_at_a_constant_rate() -> None:
+    results = Results(Path(quality.ROOT) / "scripts/bench/results/quality_gsm8k.jsonl")
+    (comparison,) = [found for found in compare(results, ours=OURS.name) if found.setting.constant]
+    (row,) = [row for row in comparison.rows if row.arm == OURS]
+    assert (row.rate, row.at_edge) == (BEST_RATE, False)
 
 
 def test_a_line_that_a_kill_cut_off_is_made_again(tmp_path: Path) -> None:
