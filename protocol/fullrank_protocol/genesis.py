@@ -171,7 +171,7 @@ def open_genesis(data: bytes, *, expect: bytes | None = None) -> Genesis:
             stall_slots=message.timing.stall_slots,
         ),
         training=_training(message.training),
-        rule=_rule(message.rule),
+        rule=rule_from_wire(message.rule),
         limits=Limits(
             max_delta_bytes=message.limits.max_delta_bytes,
             min_scale_exponent=message.limits.min_scale_exponent,
@@ -220,7 +220,8 @@ def _training(training: wire.Training) -> Training:
     )
 
 
-def _rule(rule: wire.AggregationRule) -> AggregationRule:
+def rule_from_wire(rule: wire.AggregationRule) -> AggregationRule:
+    """The rule of a message whose numbers have been checked."""
     return AggregationRule(
         max_contributions=rule.max_contributions,
         token_cap=rule.token_cap,

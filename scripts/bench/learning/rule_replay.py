@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fullrank_protocol.genesis import rule_from_wire
 from fullrank_protocol.genesis_defaults import default_rule
 from fullrank_protocol.genesis_parts import AggregationRule
-from fullrank_protocol.scaled import Scaled
 from fullrank_protocol.weights import Entry, PastUpdate, weigh
 from learning.arm import FloatArray
 from learning.rule_rounds import COPY, MEMBER, RANDOM, STRANGER, Round
@@ -75,23 +75,8 @@ class Outcome:
     weights: tuple[float, ...]
 
 
-def the_rule() -> AggregationRule:
-    """As a founder gets it."""
-    rule = default_rule()
-    return AggregationRule(
-        max_contributions=rule.max_contributions,
-        token_cap=rule.token_cap,
-        max_staleness_rounds=rule.max_staleness_rounds,
-        duplicate_cosine_micro=rule.duplicate_cosine_micro,
-        weiszfeld_steps=rule.weiszfeld_steps,
-        update_norm_cap_milli=rule.update_norm_cap_milli,
-        trailing_rounds=rule.trailing_rounds,
-        outer_step=Scaled.from_wire(rule.outer_step),
-        open_share_micro=rule.open_share_micro,
-    )
-
-
-RULE = the_rule()
+RULE = rule_from_wire(default_rule())
+"""As a founder gets it."""
 
 THRESHOLD = RULE.duplicate_cosine_micro / 1e6
 """Cosine above which deltas share one weight."""
