@@ -244,8 +244,11 @@ def usual_merge(merges: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """What the next merge can be expected to be like: contributions, at least one, and how many of them are late.
 
     Args:
-        merges: The same of the last ones, at least one; the mean says more than the newest, for volunteers come and go.
+        merges: The same of the last ones; the mean says more than the newest, for volunteers come and go. Before the
+            first one a node can count on nobody but itself.
     """
+    if not merges:
+        return 1, 0
     merged = sum(num_merged for num_merged, _ in merges)
     late = sum(num_late for _, num_late in merges)
     usual = max(1, round(merged / len(merges)))
@@ -253,7 +256,7 @@ def usual_merge(merges: Sequence[tuple[int, int]]) -> tuple[int, int]:
 
 
 def _merged_lately(state: RoundState, head: ChainState) -> tuple[int, int]:
-    """The usual merge on this chain, of as many as its rule looks back on; before the first one, a founder's each."""
+    """The usual merge on this chain, of as many as its rule looks back on."""
     merges: list[tuple[int, int]] = []
     newest = state.tree.nodes[head.last_normal.checkpoint].checkpoint
     while newest is not None and len(merges) < max(1, state.genesis.rule.trailing_rounds):
@@ -261,7 +264,7 @@ def _merged_lately(state: RoundState, head: ChainState) -> tuple[int, int]:
         merged = [accepted.contribution for accepted in newest.accepted]
         merges.append((len(merged), sum(_staleness(state, contribution, parent) > 0 for contribution in merged)))
         newest = state.tree.nodes[parent.last_normal.checkpoint].checkpoint
-    return usual_merge(merges) if merges else (len(state.genesis.membership.founders), 0)
+    return usual_merge(merges)
 
 
 def _pending(state: RoundState, head: ChainState) -> Iterator[PendingContribution]:

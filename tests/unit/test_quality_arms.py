@@ -370,6 +370,15 @@ def test_a_trial_follows_the_rule_of_today_and_draws_the_same_a_under_any(
     assert other.swarm == today.swarm
 
 
+def test_before_the_first_merge_a_node_counts_on_itself_alone_unless_it_is_eager(bench: Bench, tmp_path: Path) -> None:
+    run = Run(bench, setting_of(bench, nodes=2), rate=1e-3, seed=1, directory=tmp_path)
+    genesis = bench.genesis()
+    arm = Swarm(mode="B", rank=4)
+    assert arm.expected(run, [], genesis) == (1, 0)
+    assert replace(arm, eager=True).expected(run, [], genesis) == (2, 0)
+    assert arm.expected(run, [(2, 1)], genesis) == replace(arm, eager=True).expected(run, [(2, 1)], genesis) == (2, 1)
+
+
 def test_what_others_are_compared_with_is_what_a_daemon_does_by_default(bench: Bench) -> None:
     training, plan = default_training(), Plan.of({"round": 0, "member": "00" * 32}, bench.genesis())
     assert (training.mode, training.rank, training.bits_b, training.period_rounds) == (

@@ -17,7 +17,6 @@ from fullrank_node.training.loop import Schedule
 from fullrank_node.training.pending import PendingDelta
 from fullrank_protocol.codec import CODEC_PACKED, decode
 from fullrank_protocol.delta import Delta, expand
-from fullrank_protocol.duties import usual_merge
 from fullrank_protocol.genesis import Genesis
 from fullrank_protocol.gram import gram
 from fullrank_protocol.weights import PastUpdate, past_update, weigh
@@ -126,10 +125,10 @@ class Mixed(Swarm):
         weights = run.bench.initial
         trailing: list[PastUpdate] = []
         on_the_way: list[Sent] = []
-        num_averaged, num_late = len(run.nodes), 0
         merges: list[tuple[int, int]] = []
         for number in range(planned.rounds):
             run.bench.load(weights)
+            num_averaged, num_late = self.expected(run, merges, genesis)
             begun = [task for task in planned.tasks if task.base == number]
             on_the_way += [
                 self._sent(
@@ -147,7 +146,6 @@ class Mixed(Swarm):
             on_the_way = [sent for sent in on_the_way if sent.task.arrives > number]
             deltas = [self._expanded(run, genesis, sent) for sent in arrived]
             merges.append((len(arrived), sum(sent.task.base < number for sent in arrived)))
-            num_averaged, num_late = usual_merge(merges[-genesis.rule.trailing_rounds :])
             entries = [
                 entry_of(
                     run.nodes[sent.task.node],

@@ -15,6 +15,7 @@ from fullrank_node.training.lora import MODE_AB, MODE_B
 from fullrank_node.training.pending import PendingDelta
 from fullrank_protocol.codec import CODEC_PACKED, decode
 from fullrank_protocol.delta import Delta, expand
+from fullrank_protocol.duties import usual_merge
 from fullrank_protocol.genesis import Genesis
 from fullrank_protocol.gram import gram
 from fullrank_protocol.scaled import Scaled
@@ -45,6 +46,7 @@ class Swarm(Arm):
         stochastic: Round without bias, instead of to the nearest at the closest scale.
         embeddings: Whether the embeddings are adapted, too.
         averaged: Whether AdamW takes the variance of the mean of all nodes' gradients for that of its own.
+        eager: Whether it does so before the first merge, where who will be in it is not known.
         outer_step: Length of the step along the mean.
         first_decay: Of AdamW's first moments.
     """
@@ -60,6 +62,7 @@ class Swarm(Arm):
     stochastic: bool = False
     embeddings: bool = True
     averaged: bool = True
+    eager: bool = False
     outer_step: float = 1.0
     first_decay: float = ADAM_BETAS[0]
 
@@ -73,6 +76,7 @@ class Swarm(Arm):
             "stochastic" if self.stochastic else "",
             "" if self.embeddings else "linear",
             "" if self.averaged else "unaveraged",
+            "eager" if self.eager else "",
             "" if self.outer_step == 1.0 else f"outer{self.outer_step:g}",
             "" if self.first_decay == ADAM_BETAS[0] else f"beta{self.first_decay:g}",
         ]
@@ -88,25 +92,34 @@ class Swarm(Arm):
         genesis = run.bench.genesis(outer_step=self.outer_step, embeddings=self.embeddings)
         weights = run.bench.initial
         trailing: list[PastUpdate] = []
+        merges: list[tuple[int, int]] = []
         for number in range(run.setting.rounds):
             run.bench.load(weights)
+            num_averaged, _ = self.expected(run, merges, genesis)
             entries: list[Entry] = []
             deltas: list[Delta] = []
             sizes: list[float] = []
             for node in run.nodes:
                 schedule = run.schedule(number, steps=run.setting.steps, warm=True)
                 blob, num_tokens = self.contribution(
-                    run, node, genesis, rank=self.rank, num_averaged=len(run.nodes), schedule=schedule
+                    run, node, genesis, rank=self.rank, num_averaged=num_averaged, schedule=schedule
                 )
                 seed_of = run.seed_of(node, number // self.period, genesis=genesis)
                 deltas.append(expand(decode(blob, genesis, CODEC_PACKED), seed_of, genesis.modules))
                 entries.append(entry_of(node, number, blob, num_tokens=num_tokens, staleness=0))
                 sizes.append(float(len(blob)))
+            merges.append((len(deltas), 0))
             weighed = weigh(entries, gram(deltas, genesis.modules), genesis.rule, trailing)
             trailing.append(past_update(weighed.weights, weighed.update_norm, genesis.rule, trailing))
             weights = applied(weights, deltas, weighed.weights, genesis)
             merged = tuple((delta, weight.value()) for delta, weight in zip(deltas, weighed.weights, strict=True))
             yield AfterRound(models=(weights,), num_bytes=tuple(sizes), roundings=number + 1, merged=merged)
+
+    def expected(self, run: "Run", merges: Sequence[tuple[int, int]], genesis: Genesis) -> tuple[int, int]:
+        """Contributions that the next merge can be expected to have, and how many of them late, as a node sees it."""
+        if self.eager and not merges:
+            return len(run.nodes), 0
+        return usual_merge(merges[-genesis.rule.trailing_rounds :])
 
     def contribution(
         self,

@@ -241,7 +241,8 @@ def _untrained(run: Run, genesis: Genesis, members: Sequence[Delta], *, number: 
 def _trained(run: Run, arm: Swarm, genesis: Genesis, node: Node, *, number: int, weights: Weights) -> Delta:
     run.bench.load(weights)
     schedule = run.schedule(number, steps=run.setting.steps, warm=True)
-    blob, _ = arm.contribution(run, node, genesis, rank=arm.rank, num_averaged=len(run.nodes), schedule=schedule)
+    num_averaged, _ = arm.expected(run, [(len(run.nodes), 0)] * number, genesis)
+    blob, _ = arm.contribution(run, node, genesis, rank=arm.rank, num_averaged=num_averaged, schedule=schedule)
     seed_of = run.seed_of(node, number // arm.period, genesis=genesis)
     return expand(decode(blob, genesis, CODEC_PACKED), seed_of, genesis.modules)
 
