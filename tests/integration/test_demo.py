@@ -183,7 +183,7 @@ def test_a_daemon_that_dies_ends_the_demo_with_its_name_and_its_log(start: Any) 
 
     assert code == 1, demo.shown
     assert output == ""
-    assert "error: node node-2 ended unexpectedly (signal 9); the end of its log:" in demo.shown
+    assert "error: node-2 ended unexpectedly (signal 9); the end of its log:" in demo.shown
     assert "is up." in demo.shown
     demo.assert_nothing_is_left()
 

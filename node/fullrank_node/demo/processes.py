@@ -137,7 +137,7 @@ class DemoNode:
         lines = _tail(self.home.logs_dir / OUTPUT_NAME) or _tail(self.home.log_file)
         log = "".join(f"\n  | {line}" for line in lines)
         return NodeError(
-            f"node {self.name} {what}" + (f"; the end of its log:{log}" if log else ""),
+            f"{self.name} {what}" + (f"; the end of its log:{log}" if log else ""),
             hint="Keep the homes with `fullrank demo --keep DIR` to read the whole logs; `fullrank doctor` checks "
             "the machine.",
             exit_code=ExitCode.ERROR,
