@@ -92,6 +92,7 @@ ABLATIONS: tuple[Arm, ...] = (
     replace(OURS, embeddings=False),
     replace(OURS, outer_step=1.25),
     replace(OURS, averaged=False),
+    replace(OURS, eager=True),
     replace(OURS, first_decay=0.7),
     Swarm(mode=MODE_AB, rank=4, bits=4, period=1),
     Swarm(mode=MODE_AB, rank=16, bits=4, period=1),
